@@ -1,0 +1,110 @@
+# `make` lists the targets. All that is needed: Python 3.11 or newer, make and git.
+#
+# Everything is installed into .venv, once, and again when pyproject.toml changes.
+# `make demo PYTHON=/path/to/python` chooses another interpreter (after `make clean`).
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types pytest format notebooks test-oldest clean
+
+PYTHON ?=
+CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+CANDIDATES_OLDEST = $(or $(PYTHON),python3.11 python3)
+
+PY := .venv/bin/python
+PY_OLDEST := .venv-oldest/bin/python
+PIP_INSTALL := -m pip install --disable-pip-version-check -qq
+PYTEST := -m pytest -n 2 --doctest-modules tests l2m_optax
+KERNEL := {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+METADATA := pyproject.toml l2m_optax/_version.py
+
+# $(call make_venv,FOLDER,CANDIDATES,CONDITION,NEEDS): FOLDER made by the first candidate that runs
+# and meets the condition on `v`, its version; NEEDS says the condition in words.
+define make_venv
+@python=; for candidate in $(2); do \
+	if "$$candidate" -c 'import sys; v = sys.version_info; sys.exit(not ($(3)))' 2>/dev/null; \
+	then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "l2m-optax needs $(4), and found none among: $(2)." >&2; \
+	echo "Install one (https://www.python.org/downloads), or name it: make PYTHON=/path/to/python ..." >&2; \
+	exit 1; \
+fi; \
+if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	echo "$$python has no venv or ensurepip module, which make the virtual environment." >&2; \
+	echo "On Debian or Ubuntu: sudo apt install python$$version-venv. Then run make again." >&2; \
+	exit 1; \
+fi; \
+echo "Making $(1) with $$("$$python" --version)"; \
+rm -rf $(1) && "$$python" -m venv $(1)
+endef
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: .venv/.demo ## run the quickstart, notebooks/01_quickstart.py
+	@echo "Running notebooks/01_quickstart.py"
+	@$(PY) notebooks/01_quickstart.py
+
+test: lint types pytest ## run the linter, the type checker and all tests
+
+lint: .venv/.dev ## check the style with ruff
+	@echo "Checking the style"
+	@$(PY) -m ruff check --quiet
+	@$(PY) -m ruff format --check --quiet || \
+		{ echo "Some files are not formatted: run make format." >&2; exit 1; }
+
+types: .venv/.dev ## check the types with mypy
+	@echo "Checking the types"
+	@$(PY) -m mypy
+
+pytest: .venv/.dev ## run the tests and the examples in the docstrings
+	@echo "Running the tests"
+	@JAX_PLATFORMS=cpu $(PY) $(PYTEST)
+
+format: .venv/.dev ## format the code and mend what the linter can mend
+	@$(PY) -m ruff check --fix --quiet || true
+	@$(PY) -m ruff format
+
+notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py)) ## make each notebook, without outputs, from the .py beside it
+
+notebooks/%.ipynb: notebooks/%.py | .venv/.dev
+	@echo "Making $@"
+	@$(PY) -m jupytext --quiet --to ipynb --update-metadata '$(KERNEL)' $<
+
+test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
+	@echo "Running the tests on the oldest supported versions"
+	@JAX_PLATFORMS=cpu $(PY_OLDEST) $(PYTEST)
+
+clean: ## remove all that make, the tests and the demo have made
+	@rm -rf .venv .venv-oldest build dist outputs .coverage htmlcov
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Clean"
+
+# A stamp is touched only after its step is done, so a step that was interrupted is done again.
+
+.venv/.made:
+	$(call make_venv,.venv,$(CANDIDATES),v >= (3, 11),Python 3.11 or newer)
+	@touch $@
+
+.venv/.demo: .venv/.made $(METADATA)
+	@echo "Installing l2m-optax and what the demo needs (minutes, the first time)"
+	@$(PY) $(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+.venv/.dev: .venv/.made $(METADATA)
+	@echo "Installing l2m-optax and what its development needs (minutes, the first time)"
+	@$(PY) $(PIP_INSTALL) -e '.[dev]'
+	@touch .venv/.demo $@
+
+.venv-oldest/.made:
+	$(call make_venv,.venv-oldest,$(CANDIDATES_OLDEST),v[:2] == (3, 11),Python 3.11 for the oldest versions)
+	@touch $@
+
+.venv-oldest/.test: .venv-oldest/.made $(METADATA) tests/constraints-oldest.txt
+	@echo "Installing the oldest supported versions (minutes, the first time)"
+	@$(PY_OLDEST) $(PIP_INSTALL) -c tests/constraints-oldest.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,60 @@
+"""The optimizer already measured how sure it is; `l2m_optax` reads it."""
+
+from l2m_optax._version import __version__
+from l2m_optax.evidence import effective_parameters, log_evidence
+from l2m_optax.posterior import (
+    DiagonalPosterior,
+    data_precision,
+    laplace,
+    precision,
+    restrict,
+    variance,
+)
+from l2m_optax.predictive import (
+    Classification,
+    Regression,
+    classification,
+    linearized,
+    monte_carlo,
+    output_variance,
+    predict,
+    regression,
+)
+from l2m_optax.prior import Fit, FitInfo, fit_noise_variance, fit_prior_precision
+from l2m_optax.sampling import entropy, log_prob, sample
+from l2m_optax.second_moment import SecondMoment, debiased, second_moment
+from l2m_optax.transforms import expose_second_moment, track_second_moment
+from l2m_optax.tuning import tune
+
+__all__ = [
+    "Classification",
+    "DiagonalPosterior",
+    "Fit",
+    "FitInfo",
+    "Regression",
+    "SecondMoment",
+    "__version__",
+    "classification",
+    "data_precision",
+    "debiased",
+    "effective_parameters",
+    "entropy",
+    "expose_second_moment",
+    "fit_noise_variance",
+    "fit_prior_precision",
+    "laplace",
+    "linearized",
+    "log_evidence",
+    "log_prob",
+    "monte_carlo",
+    "output_variance",
+    "precision",
+    "predict",
+    "regression",
+    "restrict",
+    "sample",
+    "second_moment",
+    "track_second_moment",
+    "tune",
+    "variance",
+]

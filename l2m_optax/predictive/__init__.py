@@ -1,0 +1,22 @@
+"""What a posterior says about new inputs."""
+
+from l2m_optax.predictive.linearized import linearized
+from l2m_optax.predictive.predict import monte_carlo, predict
+from l2m_optax.predictive.summaries import (
+    Classification,
+    Regression,
+    classification,
+    regression,
+)
+from l2m_optax.predictive.variance import output_variance
+
+__all__ = [
+    "Classification",
+    "Regression",
+    "classification",
+    "linearized",
+    "monte_carlo",
+    "output_variance",
+    "predict",
+    "regression",
+]

@@ -1,0 +1,340 @@
+"""Any optimizer state in, a `SecondMoment` aligned with the parameters out; no array is copied.
+
+The contract: what `second_moment` returns *is* a running mean of squared gradients, or it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from l2m_optax._checks import check_alive, complaint, is_concrete, path_name
+from l2m_optax._tree import align, broadcast, statistics_dtype
+from l2m_optax._types import Array, ArrayLike, PyTree
+
+# Until 0.8 it was in jax.experimental.
+_enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+
+_LONGEST_USUAL_DECAY = 0.999
+_NEGLIGIBLE = 0.01
+
+
+class SecondMoment(NamedTuple):
+    """A running mean of squared gradients, as the optimizer holds it, and what undoes its bias.
+
+    Attributes:
+      nu: the optimizer's own arrays, in the structure of the parameters; `None` at a leaf that has
+        no second moment.
+      weight: what the weights of the mean sum to, a scalar or a prefix tree of `nu`:
+        ``1 - decay**count`` for a mean that started from zero, 1 for one that is unbiased.
+      count: number of updates the mean has seen, int32 of shape (), or `None` where unknown.
+      decay: decay of the mean, float of shape (), or `None` where unknown.
+      mu: the running mean of the gradients themselves, or `None`.
+      mu_weight: what the weights of `mu` sum to.
+      mu_decay: decay of `mu`, or `None` where unknown.
+    """
+
+    nu: PyTree
+    weight: ArrayLike | PyTree = 1.0
+    count: ArrayLike | None = None  # type: ignore[assignment]  # hides tuple.count, as in optax
+    decay: ArrayLike | None = None
+    mu: PyTree | None = None
+    mu_weight: ArrayLike = 1.0
+    mu_decay: ArrayLike | None = None
+
+
+@runtime_checkable
+class HoldsSecondMoment(Protocol):
+    """A state that can say itself what its second moment is."""
+
+    def read_second_moment(self) -> SecondMoment:
+        """The second moment that this state holds."""
+        ...
+
+
+def second_moment(
+    opt_state: PyTree,
+    params: PyTree | None = None,
+    *,
+    tx: optax.GradientTransformation | None = None,
+    decay: ArrayLike | None = None,
+    mean_decay: ArrayLike | None = None,
+    count: ArrayLike | None = None,
+) -> SecondMoment:
+    r"""Read the running mean of squared gradients that an optimizer state holds.
+
+    After $t$ updates with decay $\beta$ the state holds
+    $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
+    `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
+
+    Read are adam, adamw, nadam, nadamw, radam, lamb, amsgrad, rmsprop (plain, centered, with bias
+    correction) and this package's transformations, at any depth of `optax.chain`,
+    `optax.named_chain`, `optax.inject_hyperparams` and a flax ``TrainState.opt_state``.
+
+    Args:
+      opt_state: the state, or any pytree that holds exactly one state of a known type.
+      params: the parameters; checks that every leaf has its moment, and gives its tree structure.
+      tx: the transformation that made the state, from which the decays are measured.
+      decay: decay of the squares (Adam's `b2`, 0.999 by default). The states of optax do not hold
+        it, so it is asked for as long as it matters: until ``0.999**count`` is below 1%.
+      mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
+      count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`).
+
+    Returns:
+      The `SecondMoment`.
+
+    Raises:
+      TypeError: if no state of a known type is found, or more than one.
+      ValueError: if the state was never updated, the decay or the count is needed and missing, a
+        buffer was donated, or `params` does not match.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import l2m_optax as l2m
+      >>> params, tx = {"w": jnp.ones(3)}, optax.adam(1e-3)
+      >>> opt_state = tx.init(params)
+      >>> _, opt_state = tx.update({"w": jnp.array([1.0, 2.0, 3.0])}, opt_state, params)
+      >>> moment = l2m.second_moment(opt_state, params, tx=tx)
+      >>> print(l2m.debiased(moment)["w"])
+      [1. 4. 9.]
+
+    Reference:
+      Kingma & Ba, Adam (2015), section 3; Perone, Silveira & Paula, L2M (arXiv 2107.04695).
+    """
+    if tx is not None:
+        from_tx = measure_decays(tx, params if params is not None else _find(opt_state).moment.nu)
+        decay = from_tx.decay if decay is None else decay
+        mean_decay = from_tx.mean_decay if mean_decay is None else mean_decay
+    found = _find(opt_state)
+    moment = _debias(found, decay, mean_decay, count)
+    check_alive(moment.nu, f"{found.path}.nu")
+    return moment if params is None else align_moment(moment, params)
+
+
+def debiased(moment: SecondMoment) -> PyTree:
+    r"""The mean of squared gradients, $\hat\nu = \nu / \text{weight}$, in float32 at least.
+
+    Args:
+      moment: a `SecondMoment`.
+
+    Returns:
+      A tree like ``moment.nu``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> print(l2m.debiased(l2m.SecondMoment(nu=jnp.array([0.1, 0.2]), weight=0.1)))
+      [1. 2.]
+    """
+    weights = broadcast(moment.weight, moment.nu)
+    return jax.tree.map(
+        lambda nu, weight: jnp.asarray(nu, statistics_dtype(nu)) / weight, moment.nu, weights
+    )
+
+
+def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
+    """``1 - decay**count`` without cancellation, for decays near 1 and small counts too."""
+    if not is_concrete(decay):
+        return -jnp.expm1(jnp.asarray(count, jnp.float32) * jnp.log1p(jnp.asarray(decay) - 1.0))
+    log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
+    if not is_concrete(count):
+        return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
+    return jnp.asarray(-np.expm1(np.asarray(count, np.float64) * log_decay), jnp.float32)
+
+
+def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:
+    """`moment` in the tree structure of `params`; see `align` for what is refused."""
+    mu = None if moment.mu is None else align(moment.mu, params, "mu")
+    return moment._replace(nu=align(moment.nu, params, "nu"), mu=mu)
+
+
+# --- states: where each type keeps its means -----------------------------------------------------
+
+
+class _Layout(NamedTuple):
+    """The fields of one type of state, and the hyperparameters behind its decays."""
+
+    mu: str | None
+    steps: str | None
+    decay: str
+    mean_decay: str
+
+
+_ADAM = _Layout("mu", "count", "b2", "b1")
+_LAYOUTS = {
+    "ScaleByAdamState": _ADAM,
+    "ScaleByAmsgradState": _ADAM,
+    "ScaleByRmsState": _Layout(None, None, "decay", "decay"),
+    "ScaleByRmsWithCountState": _Layout(None, "count", "decay", "decay"),
+    "ScaleByRStdDevState": _Layout("mu", None, "decay", "decay"),
+    "ScaleByRStdDevWithCountState": _Layout("mu", "count", "decay", "decay"),
+}
+"""Known states by class name, for optax does not export every class. All hold `nu`."""
+_READ = "adam(w), nadam(w), radam, lamb, amsgrad, rmsprop"
+
+
+class _Found(NamedTuple):
+    """A state of a known type: its path, what it holds, and decays that stand beside it."""
+
+    path: str
+    moment: SecondMoment
+    decay: ArrayLike | None = None
+    mean_decay: ArrayLike | None = None
+    needs_debiasing: bool = True
+
+
+def _find(opt_state: PyTree) -> _Found:
+    """The one state of a known type inside `opt_state`."""
+    hits = list(_walk(opt_state, "opt_state", {}))
+    if len(hits) == 1:
+        return hits[0]
+    if hits:
+        got = f"{len(hits)}: " + ", ".join(hit.path for hit in hits)
+        remedy = "pass the part of the state that you want read"
+        raise TypeError(complaint("opt_state", "one second moment", got, remedy))
+    names = sorted({type(node).__name__ for node in _named_nodes(opt_state)})
+    raise TypeError(
+        complaint(
+            "opt_state",
+            f"the state of an optimizer that keeps a second moment ({_READ})",
+            ", ".join(names) or type(opt_state).__name__,
+            "chain l2m_optax.track_second_moment(0.999) in front of any other optimizer",
+        )
+    )
+
+
+def _walk(state: PyTree, path: str, hyperparams: Mapping[str, ArrayLike]) -> Iterator[_Found]:
+    """Every known state in `state`, with the hyperparameters injected around it."""
+    for keys, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_known):
+        here = path_name(keys, path)
+        if isinstance(node, SecondMoment | HoldsSecondMoment):
+            moment = node if isinstance(node, SecondMoment) else node.read_second_moment()
+            yield _Found(here, moment, needs_debiasing=False)
+        elif _is_injected(node):
+            yield from _walk(node.inner_state, f"{here}.inner_state", node.hyperparams)
+        elif _is_listed(node):
+            layout = _LAYOUTS[type(node).__name__]
+            count = None if layout.steps is None else getattr(node, layout.steps)
+            mu = None if layout.mu is None else getattr(node, layout.mu)
+            moment = SecondMoment(node.nu, count=count, mu=mu)
+            yield _Found(
+                here, moment, hyperparams.get(layout.decay), hyperparams.get(layout.mean_decay)
+            )
+
+
+def _is_listed(node: Any) -> bool:
+    return type(node).__module__.startswith("optax.") and type(node).__name__ in _LAYOUTS
+
+
+def _is_injected(node: Any) -> bool:
+    return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
+
+
+def _is_known(node: Any) -> bool:
+    return (
+        _is_listed(node) or isinstance(node, SecondMoment | HoldsSecondMoment) or _is_injected(node)
+    )
+
+
+def _named_nodes(state: PyTree) -> Iterator[Any]:
+    """Every NamedTuple in `state`: what a refusal can name."""
+    if hasattr(state, "_fields"):
+        yield state
+    children = jax.tree.leaves(state, is_leaf=lambda node: node is not state)
+    yield from (found for child in children if child is not state for found in _named_nodes(child))
+
+
+# --- debiasing -----------------------------------------------------------------------------------
+
+
+def _debias(
+    found: _Found,
+    decay: ArrayLike | None,
+    mean_decay: ArrayLike | None,
+    count: ArrayLike | None,
+) -> SecondMoment:
+    """The moment with its weights, from what the state, its surroundings and the caller know."""
+    moment = found.moment
+    count = moment.count if count is None else count
+    _check_updated(found.path, count)
+    if not found.needs_debiasing:
+        return moment
+    decay = found.decay if decay is None else decay
+    mean_decay = found.mean_decay if mean_decay is None else mean_decay
+    if count is None:
+        raise ValueError(
+            complaint(
+                f"{found.path}.count",
+                "the number of updates",
+                "a state that does not count (optax.rmsprop without bias_correction)",
+                "pass count=, or wrap the optimizer in l2m_optax.expose_second_moment",
+            )
+        )
+    weight = jnp.ones(()) if decay is None else bias_weight(decay, count)
+    if decay is None:
+        _check_debiasing_is_negligible(found.path, count)
+    mu_weight = 1.0 if mean_decay is None else bias_weight(mean_decay, count)
+    return moment._replace(
+        weight=weight, count=count, decay=decay, mu_weight=mu_weight, mu_decay=mean_decay
+    )
+
+
+def _check_updated(path: str, count: ArrayLike | None) -> None:
+    if count is not None and is_concrete(count) and np.any(np.asarray(count) <= 0):
+        remedy = "train first: pass the state that the last update returned"
+        raise ValueError(complaint(f"{path}.count", "at least one update", str(count), remedy))
+
+
+def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
+    """An unknown decay may be passed over only when no usual one could matter."""
+    if not is_concrete(count):
+        got = "a traced count and no decay"
+    elif np.any(_LONGEST_USUAL_DECAY ** np.asarray(count, np.float64) > _NEGLIGIBLE):
+        got = f"none, after only {count} updates"
+    else:
+        return
+    remedy = (
+        "the mean is still biased towards 0 by 1 - decay**count: pass decay=0.999 (optax's default "
+        "b2 for Adam; 0.9 for rmsprop) to l2m_optax.second_moment, or tx="
+    )
+    raise ValueError(complaint(f"{path}.nu", "the decay of the running mean", got, remedy))
+
+
+class Decays(NamedTuple):
+    """The decays of the squares and of the gradients that a transformation showed."""
+
+    decay: float
+    mean_decay: float | None
+
+
+def measure_decays(tx: optax.GradientTransformation, params: PyTree) -> Decays:
+    """Run `tx` on a gradient and then on none: what is left of the means are their decays.
+
+    Args:
+      tx: a transformation whose state `second_moment` knows.
+      params: a tree of the structure that `tx` is used with; its values do not matter.
+
+    Returns:
+      The `Decays`.
+    """
+    with jax.ensure_compile_time_eval(), _enable_x64(True):
+        small = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
+        update = optax.with_extra_args_support(tx).update
+        _, one = update(small, tx.init(small), small)
+        _, two = update(jax.tree.map(jnp.zeros_like, small), one, small)
+        before, after = _find(one).moment, _find(two).moment
+        if before.decay is not None:
+            return Decays(float(np.asarray(before.decay)), None)
+        mean_decay = None if before.mu is None else _ratio(after.mu, before.mu)
+        return Decays(_ratio(after.nu, before.nu), mean_decay)
+
+
+def _ratio(after: PyTree, before: PyTree) -> float:
+    """What became of one entry; all of them share their fate."""
+    first, second = jax.tree.leaves(before)[0], jax.tree.leaves(after)[0]
+    return float(jnp.ravel(second)[0] / jnp.ravel(first)[0])

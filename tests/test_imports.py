@@ -1,0 +1,138 @@
+"""The import rule: arrows between the modules of the package run downwards only."""
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import l2m_optax
+
+# From the bottom up. A module imports from strictly lower layers only; those of one folder, which
+# count as one module here, may import each other as long as there is no cycle.
+LAYERS = [
+    {"_version", "_types"},
+    {"_checks"},
+    {"_tree", "metrics"},
+    {"second_moment"},
+    {"transforms"},
+    {"posterior"},
+    {"sampling"},
+    {"predictive"},
+    {"evidence"},
+    {"prior"},
+    {"tuning"},
+]
+THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
+
+PACKAGE = Path(l2m_optax.__file__).parent
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MODULES = [name for name in SOURCES if name != "__init__"]
+FOLDERS = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+
+
+def layer(module: str) -> int:
+    """The index of the layer that holds the module, or its folder."""
+    top = module.split(".")[0]
+    for index, names in enumerate(LAYERS):
+        if top in names:
+            return index
+    raise AssertionError(
+        f"{top}: expected in LAYERS of tests/test_imports.py, got a module that is in none; "
+        "place it in the lowest layer that is above all it imports"
+    )
+
+
+def imports(module: str) -> set[str]:
+    """The absolute dotted names of all that a module imports, inside functions too."""
+    here = ["l2m_optax", *SOURCES[module].relative_to(PACKAGE).parent.parts]
+    names = set()
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            source = ".".join(base + ([node.module] if node.module else []))
+            names |= {f"{source}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_of(name: str) -> str:
+    """The module of the package that an imported dotted name is, or lies in."""
+    inner = name.removeprefix("l2m_optax").removeprefix(".")
+    while inner and inner not in SOURCES:
+        inner = inner.rpartition(".")[0]
+    return inner or "__init__"
+
+
+def inner_imports(module: str) -> set[str]:
+    return {module_of(name) for name in imports(module) if name.split(".")[0] == "l2m_optax"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    own = layer(module)
+    for imported in inner_imports(module):
+        assert imported != "__init__", f"{module} imports from l2m_optax itself; name the module"
+        same_folder = module.split(".")[0] == imported.split(".")[0]
+        assert same_folder or layer(imported) < own, (
+            f"{module} (layer {own}) imports {imported} (layer {layer(imported)}); "
+            "only lower layers may be imported: move what is shared down"
+        )
+
+
+def test_there_is_no_cycle():
+    graph = {module: inner_imports(module) for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_every_module_of_the_table_exists():
+    tops = {module.split(".")[0] for module in MODULES}
+    assert set().union(*LAYERS) - tops == set()
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_third_party_imports_are_the_dependencies(module):
+    tops = {name.split(".")[0] for name in imports(module)}
+    assert tops - {"l2m_optax"} - sys.stdlib_module_names <= THIRD_PARTY
+
+
+@pytest.mark.parametrize("module", FOLDERS)
+def test_init_holds_names_only(module):
+    docstring, *statements = parse(module).body
+    assert isinstance(docstring, ast.Expr), f"{module}: expected a docstring first"
+    for statement in statements:
+        match statement:
+            case ast.Import() | ast.ImportFrom() | ast.Assign(targets=[ast.Name(id="__all__")]):
+                continue
+        pytest.fail(f"{module}, line {statement.lineno}: expected names only; move the code out")
+
+
+def test_every_public_name_exists():
+    assert [name for name in l2m_optax.__all__ if not hasattr(l2m_optax, name)] == []
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after a statement."""
+    script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_optional():
+    # jax.scipy loads parts of scipy, which jax requires.
+    dependencies = loaded("import jax, jax.scipy.special, jax.scipy.stats, jaxlib, numpy, optax")
+    extra = loaded("import l2m_optax") - dependencies - sys.stdlib_module_names
+    assert extra == {"l2m_optax"}

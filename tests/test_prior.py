@@ -1,0 +1,127 @@
+"""Evidence against a dense computation; its maximum against a grid and the stationarity law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import flat, moment_of
+from scipy import optimize
+
+import l2m_optax as l2m
+
+
+def dense_evidence(posterior, log_likelihood):
+    f, theta = flat(l2m.data_precision(posterior)), flat(posterior.mean)
+    delta = float(posterior.prior_precision)
+    log_prior = -0.5 * delta * theta @ theta + 0.5 * len(theta) * np.log(delta / (2 * np.pi))
+    sign, log_det = np.linalg.slogdet(np.diag(f + delta))
+    assert sign > 0
+    return log_likelihood + log_prior + 0.5 * len(theta) * np.log(2 * np.pi) - 0.5 * log_det
+
+
+def test_log_evidence_is_the_dense_one(posterior):
+    np.testing.assert_allclose(
+        l2m.log_evidence(posterior, -12.5), dense_evidence(posterior, -12.5), rtol=1e-5
+    )
+
+
+def test_fit_is_the_maximum_scipy_finds(posterior):
+    def negative(log_delta):
+        candidate = posterior._replace(prior_precision=jnp.exp(log_delta))
+        return -float(l2m.log_evidence(candidate))
+
+    best = optimize.minimize_scalar(negative, bounds=(-10, 10), method="bounded")
+    fitted, info = l2m.fit_prior_precision(posterior)
+    assert info.converged
+    assert not info.edge
+    np.testing.assert_allclose(np.log(info.value), best.x, atol=2e-3)
+    gamma = float(l2m.effective_parameters(fitted))
+    np.testing.assert_allclose(info.value, gamma / np.sum(flat(posterior.mean) ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_fit_finds_the_same_maximum_from_any_start(posterior, scale):
+    posterior = posterior._replace(data_scale=posterior.data_scale * scale)
+    starts = jnp.logspace(-8, 8, 100)
+    fit = jax.jit(
+        jax.vmap(lambda s: l2m.fit_prior_precision(posterior._replace(prior_precision=s)).info)
+    )
+    info = fit(starts)
+    assert np.all(info.converged)
+    np.testing.assert_allclose(info.value, info.value[50], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"body": "b", "head": "h"},
+        lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key[0], params),
+    ],
+    ids=["prefix", "function"],
+)
+def test_groups_are_fitted_each_on_its_own(posterior, groups):
+    fitted, info = l2m.fit_prior_precision(posterior, groups=groups)
+    for label, module in (("b", "body"), ("h", "head")):
+        alone = l2m.fit_prior_precision(l2m.restrict(posterior, module)).info.value
+        np.testing.assert_allclose(info.value[label], alone, rtol=1e-4)
+        np.testing.assert_allclose(fitted.prior_precision[module]["bias"], alone, rtol=1e-4)
+        assert bool(info.converged[label])
+    again = l2m.fit_prior_precision(fitted, groups=groups)
+    np.testing.assert_allclose(again.info.value["b"], info.value["b"], rtol=1e-4)
+
+
+def test_groups_leave_points_alone(posterior):
+    last = l2m.restrict(posterior, "head")
+    fitted, info = l2m.fit_prior_precision(last, groups={"body": "b", "head": "h"})
+    assert set(info.value) == {"h"}
+    assert float(fitted.prior_precision["body"]["bias"]) == 2.0
+    assert np.all(np.isfinite(flat(l2m.variance(fitted))))
+
+
+def test_an_evidence_without_a_maximum_is_reported_and_not_answered(posterior):
+    at_prior_mean = posterior._replace(prior_mean=posterior.mean)
+    fitted, info = l2m.fit_prior_precision(at_prior_mean)
+    assert info.edge
+    assert not info.converged
+    assert float(fitted.prior_precision) == float(info.value) == 2.0
+    no_data = posterior._replace(
+        second_moment=posterior.second_moment._replace(
+            nu=jax.tree.map(jnp.zeros_like, posterior.mean)
+        )
+    )
+    assert l2m.fit_prior_precision(no_data).info.edge
+
+
+def test_noise_solves_its_equation(params):
+    posterior = l2m.laplace(params, moment_of(params), num_data=400, batch_size=4, loss_scale=2.0)
+    residuals = 0.3 * jax.random.normal(jax.random.key(1), (400,))
+    fitted, info = l2m.fit_noise_variance(posterior, residuals)
+    assert info.converged
+    assert not info.edge
+    gamma = float(l2m.effective_parameters(fitted))
+    rss = float(jnp.sum(residuals**2))
+    np.testing.assert_allclose(info.value, rss / (400 - gamma), rtol=1e-4)
+    prior = l2m.fit_prior_precision(fitted).info.value
+    np.testing.assert_allclose(fitted.prior_precision, prior, rtol=1e-3)
+    again = l2m.fit_noise_variance(fitted, residuals).info.value
+    np.testing.assert_allclose(again, info.value, rtol=1e-4)
+
+
+def test_noise_takes_groups_and_reports_residuals_of_zero(params):
+    posterior = l2m.laplace(params, moment_of(params), num_data=400, batch_size=4, loss_scale=2.0)
+    residuals = 0.3 * jax.random.normal(jax.random.key(1), (400,))
+    groups = {"body": 0, "head": 1}
+    fitted, _ = l2m.fit_noise_variance(posterior, residuals, groups=groups)
+    prior = l2m.fit_prior_precision(fitted, groups=groups).info.value
+    np.testing.assert_allclose(fitted.prior_precision["head"]["bias"], prior[1], rtol=1e-3)
+    interpolated, info = l2m.fit_noise_variance(posterior, jnp.zeros(400))
+    assert info.edge
+    assert float(interpolated.noise_variance) == 1.0
+
+
+def test_noise_is_found_with_more_parameters_than_data(params):
+    """γ may exceed N while s² is small; the solution lies where it no longer does."""
+    posterior = l2m.laplace(params, moment_of(params), num_data=400, batch_size=4, loss_scale=2.0)
+    fitted, info = l2m.fit_noise_variance(posterior, 1e-3 * jnp.ones(10))
+    assert bool(info.converged)
+    assert float(l2m.effective_parameters(fitted)) < 10

@@ -1,0 +1,239 @@
+"""Bad input meets an error that says path, expected, got and remedy, before any arithmetic."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from conftest import moment_of, network, network_params
+
+import l2m_optax as l2m
+
+PARAMS = network_params(jax.random.key(0))
+MOMENT = moment_of(PARAMS)
+POSTERIOR = l2m.laplace(PARAMS, MOMENT, num_data=50, batch_size=5)
+INPUTS = jnp.ones((6, 4))
+KEY = jax.random.key(0)
+
+
+def trained(tx, params=PARAMS):
+    return tx.update(params, tx.init(params), params)[1]
+
+
+def build(moment=MOMENT, params=PARAMS, **kwargs):
+    return l2m.laplace(params, moment, **{"num_data": 50, "batch_size": 5, **kwargs})
+
+
+def with_nu(value):
+    bias = MOMENT.nu["body"]["bias"].at[0].set(value)
+    return MOMENT._replace(nu={**MOMENT.nu, "body": {**MOMENT.nu["body"], "bias": bias}})
+
+
+def without(tree, key):
+    return {k: v for k, v in tree.items() if k != key}
+
+
+def donated():
+    state = trained(optax.adam(1e-3))
+    jax.tree.leaves(state[0].nu)[0].delete()
+    return state
+
+
+TWO = optax.chain(optax.scale_by_adam(), optax.scale_by_rms())
+
+REFUSALS = {
+    # laplace: numbers
+    "full batch": (lambda: build(batch_size=50), ValueError, "full batch has no sampling noise"),
+    "batch above data": (lambda: build(batch_size=51), ValueError, "fewer than num_data = 50"),
+    "no data": (lambda: build(num_data=0), ValueError, "num_data: expected at least 2, got 0"),
+    "negative batch": (lambda: build(batch_size=-1), ValueError, "batch_size: expected at least 1"),
+    "fractional data": (lambda: build(num_data=50.5), TypeError, "num_data: expected an integer"),
+    "loss scale 0": (lambda: build(loss_scale=0.0), ValueError, "loss_scale: expected a positive"),
+    "negative prior": (lambda: build(prior_precision=-1.0), ValueError, "prior_precision: exp"),
+    "prior 0": (lambda: build(prior_precision=0.0), ValueError, "prior_precision: expected a pos"),
+    "NaN temperature": (lambda: build(temperature=jnp.nan), ValueError, "temperature: expected"),
+    "prior of another tree": (
+        lambda: build(prior_precision={"tail": 1.0}),
+        ValueError,
+        "prior_precision: expected a prefix of params",
+    ),
+    "prior mean of another shape": (
+        lambda: build(prior_mean=jax.tree.map(lambda x: x[:1], PARAMS)),
+        ValueError,
+        r"prior_mean['body']['bias']: expected shape (5,), got (1,)",
+    ),
+    "centered without mu": (lambda: build(centered=True), ValueError, "centered=True: expected"),
+    # laplace: arrays
+    "NaN in nu": (
+        lambda: build(with_nu(jnp.nan)),
+        FloatingPointError,
+        "nu['body']['bias']: expected finite values, got 1 NaN or infinite of 5",
+    ),
+    "infinity in nu": (lambda: build(with_nu(jnp.inf)), FloatingPointError, "1 NaN or infinite"),
+    "negative nu": (lambda: build(with_nu(-1.0)), ValueError, "got 1 negative of 5"),
+    "nu of zeros": (
+        lambda: build(MOMENT._replace(nu=jax.tree.map(jnp.zeros_like, PARAMS))),
+        ValueError,
+        "nu: expected some positive entries, got zeros everywhere",
+    ),
+    "integer leaf": (
+        lambda: build(params={**PARAMS, "step": jnp.int32(3)}),
+        TypeError,
+        "params['step']: expected a real floating-point array, got int32",
+    ),
+    "complex leaf": (
+        lambda: build(params={**PARAMS, "z": jnp.ones(2, jnp.complex64)}),
+        TypeError,
+        "params['z']: expected a real floating-point array, got complex64",
+    ),
+    "missing moment": (
+        lambda: build(MOMENT._replace(nu=without(MOMENT.nu, "head"))),
+        ValueError,
+        "nu['head']['bias']: expected shape (3,), got no such leaf",
+    ),
+    "superfluous moment": (
+        lambda: build(params=without(PARAMS, "head")),
+        ValueError,
+        "params['head']['bias']: expected a parameter, got none",
+    ),
+    "other shape": (
+        lambda: build(params={**PARAMS, "head": jax.tree.map(lambda x: x[:2], PARAMS["head"])}),
+        ValueError,
+        "nu['head']['bias']: expected shape (2,), got (3,)",
+    ),
+    # second_moment
+    "sgd": (
+        lambda: l2m.second_moment(trained(optax.sgd(0.1, momentum=0.9))),
+        TypeError,
+        "got EmptyState, TraceState; chain l2m_optax.track_second_moment(0.999) in front",
+    ),
+    "lion": (lambda: l2m.second_moment(trained(optax.lion(0.1))), TypeError, "ScaleByLionState"),
+    "exposed sgd": (
+        lambda: l2m.expose_second_moment(optax.sgd(0.1)).init(PARAMS),
+        TypeError,
+        "EmptyState",
+    ),
+    "two moments": (lambda: l2m.second_moment(trained(TWO)), TypeError, "got 2: opt_state[0]"),
+    "no state": (lambda: l2m.second_moment({"w": 1.0}), TypeError, "got dict"),
+    "never updated": (
+        lambda: build(optax.adam(1e-3).init(PARAMS)),
+        ValueError,
+        "opt_state[0].count: expected at least one update, got 0",
+    ),
+    "never updated, exposed": (
+        lambda: build(l2m.expose_second_moment(optax.adam(1e-3)).init(PARAMS)),
+        ValueError,
+        "expected at least one update",
+    ),
+    "never updated, tracked": (
+        lambda: build(l2m.track_second_moment(0.9).init(PARAMS)),
+        ValueError,
+        "opt_state.count: expected at least one update",
+    ),
+    "decay unknown": (
+        lambda: build(trained(optax.adam(1e-3))),
+        ValueError,
+        "opt_state[0].nu: expected the decay of the running mean, got none, after only 1 updates",
+    ),
+    "decay unknown under jit": (
+        lambda: jax.jit(l2m.second_moment)(trained(optax.adam(1e-3))),
+        ValueError,
+        "a traced count and no decay",
+    ),
+    "count unknown": (
+        lambda: l2m.second_moment(trained(optax.rmsprop(1e-3)), decay=0.9),
+        ValueError,
+        "pass count=, or wrap the optimizer",
+    ),
+    "donated": (lambda: l2m.second_moment(donated(), decay=0.9), ValueError, "a donated buffer"),
+    # transforms, restrict
+    "decay 1": (lambda: l2m.track_second_moment(1.0), ValueError, "decay: expected 0 <= decay < 1"),
+    "restrict to nothing": (
+        lambda: l2m.restrict(POSTERIOR, "tail"),
+        ValueError,
+        "where: expected a leaf with a second moment, got none of params['body']['bias']",
+    ),
+    # sampling and predictive
+    "no draws": (lambda: l2m.sample(KEY, POSTERIOR, 0), ValueError, "num_samples: expected at"),
+    "half a draw": (
+        lambda: l2m.monte_carlo(KEY, network, POSTERIOR, INPUTS, num_samples=1.5),
+        TypeError,
+        "num_samples: expected an integer",
+    ),
+    "density of other params": (
+        lambda: l2m.log_prob(POSTERIOR, without(PARAMS, "head")),
+        ValueError,
+        "params['head']['bias']",
+    ),
+    "chunk of 0": (
+        lambda: l2m.linearized(KEY, network, POSTERIOR, INPUTS, num_samples=2, chunk_size=0),
+        ValueError,
+        "chunk_size: expected at least 1",
+    ),
+    "variance chunk of 0": (
+        lambda: l2m.output_variance(network, POSTERIOR, INPUTS, chunk_size=0),
+        ValueError,
+        "chunk_size: expected at least 1",
+    ),
+    "ragged draws": (
+        lambda: l2m.predict(network, {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, INPUTS),
+        ValueError,
+        "draws['b']: expected a leading axis of draws, (2,)",
+    ),
+    "inputs without a batch": (
+        lambda: l2m.output_variance(network, POSTERIOR, jnp.ones(())),
+        ValueError,
+        "x[None]",
+    ),
+    "unhashable apply_fn": (
+        lambda: l2m.linearized(KEY, _Unhashable(), POSTERIOR, INPUTS, num_samples=2),
+        TypeError,
+        "apply_fn: expected a hashable function, got an unhashable _Unhashable",
+    ),
+    # summaries
+    "no axis of draws": (lambda: l2m.classification(jnp.ones(3)), ValueError, "logit_samples"),
+    "one draw": (lambda: l2m.regression(jnp.ones((1, 3)), 1.0), ValueError, "at least 2 draws"),
+    "noise 0": (lambda: l2m.regression(jnp.ones((2, 3)), 0.0), ValueError, "noise_variance"),
+    # fits
+    "groups of another tree": (
+        lambda: l2m.fit_prior_precision(POSTERIOR, groups={"tail": 0}),
+        ValueError,
+        "groups: expected a prefix of params",
+    ),
+    "no residuals": (
+        lambda: l2m.fit_noise_variance(POSTERIOR, jnp.ones(0)),
+        ValueError,
+        "residuals: expected at least one",
+    ),
+    "labels of another length": (
+        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.zeros(5, int)),
+        ValueError,
+        "targets: expected",
+    ),
+    "labels out of range": (
+        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.full(6, 3)),
+        ValueError,
+        "targets: expected labels from 0 to 2, got 3 to 3",
+    ),
+    "bounds upside down": (
+        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.zeros(6, int), bounds=(1.0, 0.1)),
+        ValueError,
+        "bounds: expected 0 < low < high",
+    ),
+}
+
+
+class _Unhashable:
+    __hash__ = None
+
+    def __call__(self, params, x):
+        return network(params, x)
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_with_a_reason_and_a_remedy(case):
+    call, error, message = REFUSALS[case]
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        call()
+    assert re.search(r": expected .+, got .+; .+", str(caught.value)), caught.value
