@@ -1,5 +1,6 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
+from l2m_optax import metrics
 from l2m_optax._version import __version__
 from l2m_optax.evidence import effective_parameters, log_evidence
 from l2m_optax.posterior import (
@@ -46,6 +47,7 @@ __all__ = [
     "linearized",
     "log_evidence",
     "log_prob",
+    "metrics",
     "monte_carlo",
     "output_variance",
     "precision",

@@ -1,0 +1,173 @@
+"""Each metric against scikit-learn, SciPy or an integral; what it refuses; jit and dtypes."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+from sklearn import metrics as sk
+
+from l2m_optax import metrics
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (500, 4))
+PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+LABELS = RNG.integers(0, 4, 500)
+MEAN, TARGETS = RNG.normal(size=(2, 300))
+VARIANCE = RNG.uniform(0.2, 2.0, 300)
+
+
+def ece_by_loop(probs, labels, num_bins):
+    confidence, hits = probs.max(1), probs.argmax(1) == labels
+    edges = np.linspace(0, 1, num_bins + 1)
+    error = 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            error += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def crps_by_integral(mean, variance, target):
+    def squared_gap(t):
+        return (stats.norm.cdf(t, mean, np.sqrt(variance)) - (t >= target)) ** 2
+
+    low, high = min(mean, target) - 12, max(mean, target) + 12
+    return integrate.quad(squared_gap, low, high, points=[target], limit=200)[0]
+
+
+CASES = {
+    "negative_log_likelihood": (PROBS, LABELS, sk.log_loss(LABELS, PROBS)),
+    "accuracy": (PROBS, LABELS, sk.accuracy_score(LABELS, PROBS.argmax(1))),
+    "brier_score": (PROBS, LABELS, ((PROBS - np.eye(4)[LABELS]) ** 2).sum(1).mean()),
+    "expected_calibration_error": (PROBS, LABELS, ece_by_loop(PROBS, LABELS, 15)),
+    "auroc": (PROBS[:, 0], LABELS == 0, sk.roc_auc_score(LABELS == 0, PROBS[:, 0])),
+    "gaussian_negative_log_likelihood": (
+        MEAN,
+        VARIANCE,
+        TARGETS,
+        -stats.norm.logpdf(TARGETS, MEAN, np.sqrt(VARIANCE)).mean(),
+    ),
+    "root_mean_squared_error": (MEAN, TARGETS, np.sqrt(sk.mean_squared_error(TARGETS, MEAN))),
+    "gaussian_crps": (
+        MEAN[:40],
+        VARIANCE[:40],
+        TARGETS[:40],
+        np.mean([crps_by_integral(*row) for row in zip(MEAN, VARIANCE, TARGETS, strict=True)][:40]),
+    ),
+    "interval_coverage": (
+        MEAN,
+        VARIANCE,
+        TARGETS,
+        np.mean(np.abs(stats.norm.cdf(TARGETS, MEAN, np.sqrt(VARIANCE)) - 0.5) <= 0.475),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_its_reference_in_eager_and_in_jit(name):
+    *arrays, expected = CASES[name]
+    metric = getattr(metrics, name)
+    arrays = [jnp.asarray(a) for a in arrays]
+    np.testing.assert_allclose(metric(*arrays), expected, rtol=2e-5)
+    np.testing.assert_allclose(jax.jit(metric)(*arrays), expected, rtol=2e-5)
+
+
+# Rows that bfloat16 holds exactly.
+DYADIC = RNG.permuted(np.tile([0.5, 0.25, 0.125, 0.125], (500, 1)), axis=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_statistics_are_float32_for_bfloat16(name):
+    *arrays, _ = CASES[name]
+    if arrays[0] is PROBS:
+        arrays[0] = DYADIC
+    real = [np.issubdtype(a.dtype, np.floating) for a in arrays]
+    low = [jnp.asarray(a, jnp.bfloat16 if r else None) for a, r in zip(arrays, real, strict=True)]
+    full = [a.astype(jnp.float32) if r else a for a, r in zip(low, real, strict=True)]
+    value = getattr(metrics, name)(*low)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, getattr(metrics, name)(*full), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_bins", [1, 5, 50])
+def test_calibration_bins(num_bins):
+    value = metrics.expected_calibration_error(PROBS, LABELS, num_bins=num_bins)
+    np.testing.assert_allclose(value, ece_by_loop(PROBS, LABELS, num_bins), rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_coverage_levels(level):
+    expected = np.mean(np.abs(stats.norm.cdf(TARGETS, MEAN, np.sqrt(VARIANCE)) - 0.5) <= level / 2)
+    value = metrics.interval_coverage(MEAN, VARIANCE, TARGETS, level=level)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_auroc_is_exact_with_many_ties_and_infinite_scores():
+    scores = np.round(RNG.normal(size=20_000), 1).astype(np.float32)
+    positives = RNG.uniform(size=20_000) < 0.1
+    expected = sk.roc_auc_score(positives, scores)
+    np.testing.assert_allclose(metrics.auroc(scores, positives), expected, atol=1e-6)
+    infinite = jnp.array([jnp.inf, jnp.inf, 0.0, -jnp.inf])
+    np.testing.assert_allclose(metrics.auroc(infinite, jnp.array([1, 0, 0, 1])), 3 / 8)
+
+
+def test_zero_probability_of_the_truth_is_infinitely_bad():
+    assert np.isposinf(metrics.negative_log_likelihood(jnp.array([[1.0, 0.0]]), jnp.array([1])))
+
+
+NAN_UNDER_JIT = {
+    "label too high": ("negative_log_likelihood", PROBS, np.full(500, 4)),
+    "label below 0": ("negative_log_likelihood", PROBS, np.full(500, -1)),
+    "accuracy of no class": ("accuracy", PROBS, np.full(500, 4)),
+    "Brier of no class": ("brier_score", PROBS, np.full(500, -1)),
+    "calibration of no class": ("expected_calibration_error", PROBS, np.full(500, 4)),
+    "accuracy of NaN": ("accuracy", np.full((500, 4), np.nan), LABELS),
+    "one class": ("auroc", PROBS[:, 0], np.ones(500, bool)),
+    "NaN score": ("auroc", np.full(500, np.nan), LABELS == 0),
+    "NaN target": ("interval_coverage", MEAN, VARIANCE, np.full(300, np.nan)),
+    "negative variance": ("gaussian_crps", MEAN, -VARIANCE, TARGETS),
+}
+
+
+@pytest.mark.parametrize("case", NAN_UNDER_JIT)
+def test_what_cannot_be_checked_under_jit_becomes_nan(case):
+    name, *arrays = NAN_UNDER_JIT[case]
+    assert jnp.isnan(jax.jit(getattr(metrics, name))(*map(jnp.asarray, arrays)))
+    with pytest.raises(ValueError, match=r": expected .+, got .+; .+"):
+        getattr(metrics, name)(*arrays)
+
+
+REFUSALS = {
+    "logits": ("accuracy", (LOGITS, LABELS), {}, ValueError, "rows that sum to 1"),
+    "negative": ("accuracy", ([[1.5, -0.5]], [0]), {}, ValueError, "nothing below 0"),
+    "one row": ("accuracy", (PROBS[0], LABELS[:1]), {}, ValueError, r"probs: expected shape"),
+    "lengths": ("brier_score", (PROBS, LABELS[:5]), {}, ValueError, "labels: expected shape"),
+    "real labels": ("accuracy", (PROBS, LABELS * 1.0), {}, TypeError, "labels: expected integers"),
+    "no bins": (
+        "expected_calibration_error",
+        (PROBS, LABELS),
+        {"num_bins": 0},
+        ValueError,
+        "num_bins: expected at least 1",
+    ),
+    "level": (
+        "interval_coverage",
+        (MEAN, VARIANCE, TARGETS),
+        {"level": 95},
+        ValueError,
+        "level: expected 0 < level < 1",
+    ),
+    "shapes": ("gaussian_crps", (MEAN, VARIANCE[:3], TARGETS), {}, ValueError, "variance: expect"),
+    "empty": ("root_mean_squared_error", ([], []), {}, ValueError, "at least one entry"),
+    "flags": ("auroc", (MEAN, np.arange(300)), {}, ValueError, "both 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(case):
+    name, arrays, kwargs, error, message = REFUSALS[case]
+    with pytest.raises(error, match=message):
+        getattr(metrics, name)(*[jnp.asarray(a) for a in arrays], **kwargs)
