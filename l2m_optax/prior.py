@@ -169,8 +169,9 @@ class _Search(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _maximize_evidence(posterior: DiagonalPosterior, index: tuple[int, ...]) -> _Search:
-    """Newton in log δ on γ(δ) - δ·‖θ*-θ0‖², which falls; halving where a step leaves the bracket.
+    """Newton in log δ on log γ(δ) - log δ·‖θ*-θ0‖², which falls; halving outside of the bracket.
 
+    On logarithms it is nearly straight, so that a far start costs one step more and not a hundred.
     `index` holds the group of every leaf.
     """
     data = jax.tree.leaves(data_precision(posterior))
@@ -183,8 +184,7 @@ def _maximize_evidence(posterior: DiagonalPosterior, index: tuple[int, ...]) -> 
         shares = [f / (f + delta) for f, delta in zip(data, deltas, strict=True)]
         gamma = _sum_by_group([jnp.sum(share) for share in shares], index)
         fall = _sum_by_group([jnp.sum(share * (1.0 - share)) for share in shares], index)
-        pull = jnp.exp(log_value) * norms
-        return gamma - pull, -fall - pull
+        return jnp.log(gamma) - log_value - jnp.log(norms), -fall / gamma - 1.0
 
     def step(search: _Search) -> _Search:
         value, derivative = slope(search.log_value)
