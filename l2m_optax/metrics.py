@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,8 @@ from jax.scipy import special, stats
 from l2m_optax._checks import check_count, complaint, is_concrete
 from l2m_optax._types import Array, ArrayLike
 
-_SUM_TOLERANCE = 1e-3
+# How far from 1 a softmax may sum, where rounding alone takes it past 1e-3: two units of rounding.
+_SUM_TOLERANCE = {"bfloat16": 2.0**-6, "float16": 2.0**-9}
 
 
 def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> Array:
@@ -21,7 +25,7 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> Array:
       labels: integer labels, shape (N,).
 
     Returns:
-      A scalar; NaN if under `jit` a label is out of range.
+      A scalar; NaN if under `jit` a label is out of range or `probs` holds NaN.
 
     Raises:
       TypeError: if `labels` are no integers.
@@ -46,7 +50,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> Array:
       labels: integer labels, shape (N,).
 
     Returns:
-      A scalar between 0 and 1; NaN if `probs` holds NaN.
+      A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
       TypeError: if `labels` are no integers.
@@ -70,7 +74,7 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
       labels: integer labels, shape (N,).
 
     Returns:
-      A scalar between 0 and 2.
+      A scalar between 0 and 2; NaN as for `negative_log_likelihood`.
 
     Raises:
       TypeError: if `labels` are no integers.
@@ -87,9 +91,8 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
     """
     probs, labels = _check_classified(probs, labels)
     truth = jax.nn.one_hot(labels, probs.shape[1], dtype=probs.dtype)
-    return jnp.mean(jnp.sum(jnp.square(probs - truth), axis=1)) + _nan_if_out_of_range(
-        probs, labels
-    )
+    scores = jnp.sum(jnp.square(probs - truth), axis=1)
+    return jnp.mean(jnp.where(_is_sound(probs, labels), scores, jnp.nan))
 
 
 def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 15) -> Array:
@@ -100,10 +103,10 @@ def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins:
     Args:
       probs: class probabilities, shape (N, K).
       labels: integer labels, shape (N,).
-      num_bins: number of bins between 0 and 1.
+      num_bins: number of bins between 0 and 1; static under `jit`.
 
     Returns:
-      A scalar between 0 and 1.
+      A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
       TypeError: if `labels` or `num_bins` are no integers.
@@ -122,7 +125,9 @@ def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins:
     check_count("num_bins", num_bins)
     probs, labels = _check_classified(probs, labels)
     confidence = jnp.max(probs, axis=1)
-    bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
+    # Compared with rounded edges: confidence * num_bins may round past an edge it lies on.
+    edges = jnp.asarray(np.arange(1, num_bins) / num_bins, confidence.dtype)
+    bins = jnp.searchsorted(edges, confidence, side="left")
     gaps = jax.ops.segment_sum(_hits(probs, labels) - confidence, bins, num_bins)
     return jnp.sum(jnp.abs(gaps)) / probs.shape[0]
 
@@ -138,10 +143,12 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> Array:
       positives: whether each example is a positive, booleans or 0 and 1, shape (N,).
 
     Returns:
-      A scalar between 0 and 1; NaN if under `jit` there is one class only, or a score is NaN.
+      A scalar between 0 and 1; NaN if under `jit` there is one class only, a score is NaN, or a
+      flag is neither 0 nor 1.
 
     Raises:
-      ValueError: if shapes do not match, scores are NaN, or there is one class only.
+      ValueError: if shapes do not match, scores are NaN, flags are neither 0 nor 1, or there is
+        one class only.
 
     Example:
       >>> import jax.numpy as jnp
@@ -237,7 +244,7 @@ def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> A
     mean, variance, targets = _check_gaussian(mean, variance, targets)
     deviation = jnp.sqrt(variance)
     z = (targets - mean) / deviation
-    score = z * special.erf(z / np.sqrt(2.0)) + 2.0 * stats.norm.pdf(z) - 1.0 / np.sqrt(np.pi)
+    score = z * special.erf(z / math.sqrt(2.0)) + 2.0 * stats.norm.pdf(z) - math.pi**-0.5
     return jnp.mean(deviation * score)
 
 
@@ -250,7 +257,7 @@ def interval_coverage(
       mean: predicted means, any shape.
       variance: predicted variances, of the same shape.
       targets: observations, of the same shape.
-      level: probability of the interval, above 0 and below 1.
+      level: probability of the interval, above 0 and below 1; static under `jit`.
 
     Returns:
       A scalar between 0 and 1; near `level` if the predictions are calibrated.
@@ -269,14 +276,15 @@ def interval_coverage(
     if not 0.0 < level < 1.0:
         raise ValueError(complaint("level", "0 < level < 1", str(level), "pass 0.95 for 95%"))
     mean, variance, targets = _check_gaussian(mean, variance, targets)
-    half_width = special.ndtri(0.5 + 0.5 * level) * jnp.sqrt(variance)
-    inside = jnp.abs(targets - mean) <= half_width
-    return jnp.mean(jnp.where(jnp.isnan(half_width + targets - mean), jnp.nan, inside))
+    half_width = -NormalDist().inv_cdf(0.5 - 0.5 * float(level))  # exact for levels near 1
+    z = jnp.abs(targets - mean) / jnp.sqrt(variance)
+    return jnp.mean(jnp.where(jnp.isnan(z), jnp.nan, (z <= half_width).astype(z.dtype)))
 
 
 @jax.jit
-def _auroc(scores: Array, positives: Array) -> Array:
-    """Wins of positives over negatives; each count is a small integer, so float32 is exact."""
+def _auroc(scores: Array, flags: Array) -> Array:
+    """Wins of positives over negatives; NaN where a score or a flag is no number to count."""
+    positives = flags == 1
     negatives = jnp.sort(jnp.where(positives, jnp.inf, scores))
     num_negatives = jnp.sum(~positives)
     below = jnp.minimum(jnp.searchsorted(negatives, scores, side="left"), num_negatives)
@@ -284,23 +292,26 @@ def _auroc(scores: Array, positives: Array) -> Array:
     # A mean of shares below 1 keeps its digits where a sum of ranks would pass 2**24.
     share = 0.5 * (below + at_most).astype(scores.dtype) / num_negatives
     area = jnp.sum(jnp.where(positives, share, 0.0)) / jnp.sum(positives)
-    return jnp.where(jnp.any(jnp.isnan(scores)), jnp.nan, area)
+    sound = ~jnp.isnan(scores) & (positives | (flags == 0))
+    return jnp.where(jnp.all(sound), area, jnp.nan)
+
+
+def _is_sound(probs: Array, labels: Array) -> Array:
+    """Whether each example has a label in range and finite probabilities."""
+    in_range = (labels >= 0) & (labels < probs.shape[1])
+    return in_range & jnp.all(jnp.isfinite(probs), axis=1)
 
 
 def _of_label(probs: Array, labels: Array) -> Array:
-    """The probability of each label; NaN where there is no such class."""
-    chosen = jnp.take_along_axis(probs, labels[:, None], axis=1, mode="fill", fill_value=jnp.nan)
-    return jnp.where(labels < 0, jnp.nan, chosen[:, 0])
+    """The probability of each label; NaN where the example is not sound."""
+    chosen = jnp.take_along_axis(probs, labels[:, None], axis=1, mode="clip")[:, 0]
+    return jnp.where(_is_sound(probs, labels), chosen, jnp.nan)
 
 
 def _hits(probs: Array, labels: Array) -> Array:
-    """1 where the most probable class is the label, 0 elsewhere; NaN where neither can be said."""
+    """1 where the most probable class is the label, 0 elsewhere; NaN where it is not sound."""
     hits = (jnp.argmax(probs, axis=1) == labels).astype(probs.dtype)
-    return hits + 0.0 * _of_label(probs, labels) + 0.0 * jnp.sum(probs, axis=1)
-
-
-def _nan_if_out_of_range(probs: Array, labels: Array) -> Array:
-    return 0.0 * jnp.mean(_of_label(probs, labels))
+    return jnp.where(_is_sound(probs, labels), hits, jnp.nan)
 
 
 def _as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
@@ -312,7 +323,9 @@ def _as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
 def _check_classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Probabilities of shape (N, K) and labels of shape (N,), or an error."""
     (table,), truth = _as_statistics(probs), jnp.asarray(labels)
-    _require(table.ndim == 2 and table.size, "probs", "shape (N, K)", table.shape, "pass one row")
+    remedy = "pass one row of class probabilities an example"
+    filled = table.ndim == 2 and table.size
+    _require(filled, "probs", "shape (N, K), not empty", table.shape, remedy)
     where = "labels"
     remedy = "pass one integer label an example"
     _require(truth.shape == table.shape[:1], where, f"shape {table.shape[:1]}", truth.shape, remedy)
@@ -323,7 +336,7 @@ def _check_classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array
         rows = np.asarray(table)
         sums = rows.sum(axis=1)
         worst = sums[np.argmax(np.abs(sums - 1.0))]
-        summed = abs(worst - 1.0) <= _SUM_TOLERANCE
+        summed = abs(worst - 1.0) <= _SUM_TOLERANCE.get(jnp.result_type(probs).name, 1e-3)
         remedy = "pass probabilities, not logits"
         _require(summed, "probs", "rows that sum to 1", f"a sum of {worst:.4g}", remedy)
         _require(rows.min() >= 0, "probs", "nothing below 0", f"{rows.min():.4g}", remedy)
@@ -332,21 +345,24 @@ def _check_classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array
         in_range = low >= 0 and high < table.shape[1]
         expected = f"0 to {table.shape[1] - 1}"
         _require(in_range, where, expected, f"{low} to {high}", "number the classes from 0")
-    return table, truth
+    # A narrow type cannot hold the number of classes with which labels are compared.
+    return table, truth.astype(jnp.int32) if truth.dtype.itemsize < 4 else truth
 
 
 def _check_detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:
-    """Scores and booleans of the same shape (N,), with both classes present, or an error."""
+    """Scores and flags of the same shape (N,), with both classes present, or an error."""
     (values,), flags = _as_statistics(scores), jnp.asarray(positives)
     remedy = "pass one score and one flag an example"
-    _require(values.ndim == 1 and values.size, "scores", "shape (N,)", values.shape, remedy)
+    _require(
+        values.ndim == 1 and values.size, "scores", "shape (N,), not empty", values.shape, remedy
+    )
     _require_equal_shapes(scores=values, positives=flags)
     _require_numbers(scores=values)
     if is_concrete(flags):
         classes = set(np.unique(np.asarray(flags)).tolist())
         expected = "both 0 and 1"
         _require(classes == {0, 1}, "positives", expected, sorted(classes), "the area needs both")
-    return values, flags.astype(bool)
+    return values, flags
 
 
 def _check_gaussian(
