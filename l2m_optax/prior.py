@@ -114,6 +114,10 @@ def fit_noise_variance(
     the prior precision, which is fitted for every s². The equation has one solution, in
     $s^2 \ge \mathrm{RSS}/N$, and is solved by bisection.
 
+    A diagonal counts too many effective parameters when many weights share what the data say. As γ
+    nears N the noise comes out too large: compare the two (`effective_parameters`), and `restrict`
+    the posterior or use a smaller network where they are close.
+
     Args:
       posterior: a posterior built for unit noise: ``loss_scale=2`` for ``mean((y-f)²)``, 1 for
         ``mean(½(y-f)²)``. Fitting again starts afresh from there.

@@ -122,10 +122,13 @@ def deviation(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.
     scale = jax.tree.map(jnp.sqrt, free_variance(posterior))
     leaves, treedef = jax.tree.flatten(scale)
     keys = jax.random.split(key, len(leaves))
-    draws = [
-        sign * s * jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=True)
-    ]
+    draws = [sign * s * _normal(k, s) for k, s in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, draws)
+
+
+def _normal(key: Array, like: Array) -> Array:
+    """Standard normals like an array; the same ones drawn in its own shape compile twice as long."""
+    return jax.random.normal(key, (like.size,), like.dtype).reshape(like.shape)
 
 
 def draw(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.0) -> PyTree:

@@ -537,6 +537,7 @@ show_table(
 )
 show_table("Concrete strength (MPa)", concrete_outcomes, {"RMSE": 2, "NLL": 3, "covered": 3})
 print("seconds: beyond training one network, first seed, with compilation; again: later seeds.")
+print("Ensembles: with the training of their further networks.")
 print("(v): uses the validation images. covered: by the central 95% interval.")
 verdicts = [
     f"{method}: {wins(image_outcomes, method, 'NLL', -1)}, "
@@ -583,7 +584,7 @@ def draw_reliability(ax, num_bins: int = 10) -> None:
         ax.plot(x, y, color=color, marker=marker, label=label)
     ax.set(xlim=(0.2, 1.0), ylim=(0.2, 1.0), xlabel="confidence", ylabel="accuracy")
     ax.legend(loc="upper left")
-    ax.set_title("a  Reliability on clothes, three seeds")
+    ax.set_title(f"a  Reliability on clothes, {len(SEEDS)} seeds")
 
 
 def draw_entropy(ax) -> None:
@@ -603,7 +604,7 @@ def draw_entropy(ax) -> None:
             )
     ax.set(xlim=(0.0, np.log(10)), xlabel="entropy of the prediction (nats)", ylabel="density")
     ax.legend(loc="upper right")
-    ax.set_title("b  Clothes against digits, three seeds")
+    ax.set_title(f"b  Clothes against digits, {len(SEEDS)} seeds")
 
 
 def draw_curve(ax) -> None:
