@@ -127,7 +127,7 @@ def deviation(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.
 
 
 def _normal(key: Array, like: Array) -> Array:
-    """Standard normals like an array; the same ones drawn in its own shape compile twice as long."""
+    """Standard normals like an array; drawn in its own shape they would compile twice as long."""
     return jax.random.normal(key, (like.size,), like.dtype).reshape(like.shape)
 
 
