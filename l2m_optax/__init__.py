@@ -2,6 +2,7 @@
 
 from l2m_optax import metrics
 from l2m_optax._version import __version__
+from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
 from l2m_optax.evidence import effective_parameters, log_evidence
 from l2m_optax.posterior import (
     DiagonalPosterior,
@@ -29,6 +30,7 @@ from l2m_optax.tuning import tune
 
 __all__ = [
     "Classification",
+    "Diagnosis",
     "DiagonalPosterior",
     "Fit",
     "FitInfo",
@@ -38,7 +40,9 @@ __all__ = [
     "classification",
     "data_precision",
     "debiased",
+    "diagnose",
     "effective_parameters",
+    "empirical_fisher",
     "entropy",
     "expose_second_moment",
     "fit_noise_variance",

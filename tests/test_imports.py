@@ -19,7 +19,7 @@ LAYERS = [
     {"second_moment"},
     {"transforms"},
     {"posterior"},
-    {"sampling"},
+    {"sampling", "diagnostics"},
     {"predictive"},
     {"evidence"},
     {"prior"},
