@@ -9,6 +9,7 @@ from l2m_optax.posterior import (
     data_precision,
     laplace,
     precision,
+    release,
     restrict,
     variance,
 )
@@ -57,6 +58,8 @@ __all__ = [
     "precision",
     "predict",
     "regression",
+    "release",
+    "release",
     "restrict",
     "sample",
     "second_moment",

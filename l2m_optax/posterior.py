@@ -174,6 +174,50 @@ def restrict(
     return posterior._replace(second_moment=moment._replace(nu=nu, mu=mu))
 
 
+def release(
+    posterior: DiagonalPosterior, where: str | Callable[[tuple[Any, ...]], bool] | PyTree
+) -> DiagonalPosterior:
+    """Points made uncertain again, as uncertain as their prior: nothing is known of them from data.
+
+    For leaves without a second moment (masked, frozen, or not kept by the optimizer), which are
+    points unless they are released.
+
+    Args:
+      posterior: a `DiagonalPosterior`.
+      where: the leaves to release, as in `restrict`; those that are no points stay as they are.
+
+    Returns:
+      A posterior whose second moment is zero, a new array, at the points in `where`: N(θ*, T/δ).
+
+    Raises:
+      ValueError: if `where` holds no point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
+      >>> moment = l2m.SecondMoment(nu={"body": None, "head": jnp.ones(2)})
+      >>> posterior = l2m.laplace(params, moment, num_data=100, batch_size=10, prior_precision=4.0)
+      >>> l2m.variance(l2m.release(posterior, "body"))["body"]
+      Array([0.25, 0.25], dtype=float32)
+    """
+    moment, mean = posterior.second_moment, posterior.mean
+    chosen = jax.tree.leaves(_selection(mean, where))
+    held = subtrees(moment.nu, mean)
+    points = [c and h is None for c, h in zip(chosen, held, strict=True)]
+    if not any(points):
+        remedy = "restrict the posterior first, or leave it as it is"
+        raise ValueError(complaint("where", "a leaf that is a point", "none", remedy))
+
+    def with_zeros(tree: PyTree) -> PyTree:
+        entries = zip(points, subtrees(tree, mean), jax.tree.leaves(mean), strict=True)
+        leaves = [jnp.zeros(jnp.shape(m), statistics_dtype(m)) if p else x for p, x, m in entries]
+        return jax.tree.unflatten(jax.tree.structure(mean), leaves)
+
+    mu = None if moment.mu is None else with_zeros(moment.mu)
+    return posterior._replace(second_moment=moment._replace(nu=with_zeros(moment.nu), mu=mu))
+
+
 def data_precision(posterior: DiagonalPosterior) -> PyTree:
     r"""The data's precision: $F = \text{data\_scale} \cdot \hat\nu / s^4$, without the prior.
 

@@ -103,6 +103,24 @@ def test_points_take_part_in_nothing(posterior, inputs):
     )
 
 
+def test_released_points_have_their_prior(posterior, inputs):
+    from conftest import network
+
+    released = l2m.release(l2m.restrict(posterior, "head"), lambda path: path[-1] == "kernel")
+    variance = l2m.variance(released)
+    np.testing.assert_allclose(variance["body"]["kernel"], 0.5 / 2.0)
+    assert np.all(variance["body"]["bias"] == 0)
+    np.testing.assert_array_equal(
+        variance["head"]["kernel"], l2m.variance(posterior)["head"]["kernel"]
+    )
+    more = l2m.output_variance(network, released, inputs)
+    assert np.all(more > l2m.output_variance(network, l2m.restrict(posterior, "head"), inputs))
+    gained = l2m.effective_parameters(released) - l2m.effective_parameters(
+        l2m.restrict(posterior, "head")
+    )
+    np.testing.assert_allclose(gained, 0.0, atol=1e-5)
+
+
 def test_prior_mean_moves_the_prior_only(params):
     moment = moment_of(params)
     kwargs = {"num_data": 50, "batch_size": 5, "prior_precision": 3.0}

@@ -154,6 +154,11 @@ REFUSALS = {
         ValueError,
         "where: expected a leaf with a second moment, got none of params['body']['bias']",
     ),
+    "release of nothing": (
+        lambda: l2m.release(POSTERIOR, "head"),
+        ValueError,
+        "where: expected a leaf that is a point, got none",
+    ),
     # sampling and predictive
     "no draws": (lambda: l2m.sample(KEY, POSTERIOR, 0), ValueError, "num_samples: expected at"),
     "half a draw": (
