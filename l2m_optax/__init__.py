@@ -59,7 +59,6 @@ __all__ = [
     "predict",
     "regression",
     "release",
-    "release",
     "restrict",
     "sample",
     "second_moment",
