@@ -5,6 +5,7 @@ The contract: what `second_moment` returns *is* a running mean of squared gradie
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -48,24 +49,34 @@ def second_moment(
     $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
     `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
 
-    Read are adam, adamw, nadam, nadamw, radam, lamb, amsgrad, rmsprop (plain, centered, with bias
-    correction) and this package's transformations, at any depth of `optax.chain`,
-    `optax.named_chain`, `optax.inject_hyperparams` and a flax ``TrainState.opt_state``.
+    With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
+    depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
+    columns (adafactor); leaves that have none (muon's matrices, masked and frozen parts) are `None`
+    and become points. Anything else is refused.
+
+    Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
+    amsgrad, rmsprop (plain, centered, with bias correction) and this package's transformations, at
+    any depth of `optax.chain`, `optax.named_chain`, `optax.inject_hyperparams` and a flax
+    ``TrainState.opt_state``. A type does not say all: adamax, yogi and adopt, whose moments are
+    others, keep the state of Adam, and no state shows what was clipped or accumulated before it.
+    Pass ``tx=`` whenever it is at hand.
 
     Args:
       opt_state: the state, or any pytree that holds exactly one state of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
-      tx: the transformation that made the state, from which the decays are measured.
+      tx: the transformation that made the state.
       decay: decay of the squares (Adam's `b2`, 0.999 by default). The states of optax do not hold
         it, so it is asked for as long as it matters: until ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
-      count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`).
+      count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`,
+        adagrad).
 
     Returns:
       The `SecondMoment`.
 
     Raises:
-      TypeError: if no state of a known type is found, or more than one.
+      TypeError: if no state of a known type is found, or more than one; if `tx` keeps no second
+        moment that can be read.
       ValueError: if the state was never updated, the decay or the count is needed and missing, a
         buffer was donated, or `params` does not match.
 
@@ -84,14 +95,35 @@ def second_moment(
     """
     if tx is not None:
         like = _find(opt_state).moment.nu if params is None else params
-        found_by_tx = identify(tx, like)
-        moment = read(found_by_tx, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-        check_alive(moment.nu, "opt_state")
-        return moment if params is None else align_moment(moment, gradient_tree(params))
+        found = identify(tx, like)
+        moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
+        path = "opt_state"
+    else:
+        path, moment = _by_type(opt_state, decay, mean_decay, count)
+    check_alive(moment.nu, path)
+    _warn_of_low_precision(moment.nu)
+    return moment if params is None else align_moment(moment, gradient_tree(params))
+
+
+def _by_type(
+    opt_state: PyTree,
+    decay: ArrayLike | None,
+    mean_decay: ArrayLike | None,
+    count: ArrayLike | None,
+) -> tuple[str, SecondMoment]:
+    """The moment of the one state of a known type, and its path."""
     found = _find(opt_state)
-    moment = _debias(found, decay, mean_decay, count)
-    check_alive(moment.nu, f"{found.path}.nu")
-    return moment if params is None else align_moment(moment, params)
+    return f"{found.path}.nu", _debias(found, decay, mean_decay, count)
+
+
+def _warn_of_low_precision(nu: PyTree) -> None:
+    """The newest square, times 1 - decay, is rounded away where the mean has few digits."""
+    low = {str(leaf.dtype) for leaf in jax.tree.leaves(nu) if leaf.dtype.itemsize < 4}
+    if low:
+        remedy = "chain l2m_optax.track_second_moment in front, which keeps float32"
+        expected = "a mean kept in float32, for it may be off by a factor or 0 otherwise"
+        message = complaint("opt_state", expected, ", ".join(sorted(low)), remedy)
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 # --- states: where each type keeps its means -----------------------------------------------------

@@ -75,7 +75,8 @@ def expose_second_moment(
     inner = extended(tx)
 
     def init(params: PyTree) -> ExposedState:
-        return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), identify(tx, params))
+        found = identify(tx, params)
+        return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), found)
 
     def update(
         updates: PyTree, state: ExposedState, params: PyTree | None = None, **extra: Any

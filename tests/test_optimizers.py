@@ -28,28 +28,24 @@ NUM_STEPS = 12
 RATE = 1e-3
 
 
-def has(module, name):
-    return pytest.param(name, marks=pytest.mark.skipif(not hasattr(module, name), reason="newer"))
-
-
-# name: (arguments, decay of the mean of squares)
+# The decay of the mean of squares.
 READ = {
-    "adadelta": ({}, 0.9),
-    "adam": ({}, 0.999),
-    "adamw": ({}, 0.999),
-    "ademamix": ({}, 0.999),
-    "amsgrad": ({}, 0.999),
-    "dadapt_adamw": ({}, 0.999),
-    "lamb": ({}, 0.999),
-    "momo_adam": ({}, 0.999),
-    "nadam": ({}, 0.999),
-    "nadamw": ({}, 0.999),
-    "optimistic_adam": ({}, 0.999),
-    "optimistic_adam_v2": ({}, 0.999),
-    "radam": ({}, 0.999),
-    "rmsprop": ({}, 0.9),
-    "schedule_free_adamw": ({}, 0.999),
-    "simplified_ademamix": ({}, 0.95),
+    "adadelta": 0.9,
+    "adam": 0.999,
+    "adamw": 0.999,
+    "ademamix": 0.999,
+    "amsgrad": 0.999,
+    "dadapt_adamw": 0.999,
+    "lamb": 0.999,
+    "momo_adam": 0.999,
+    "nadam": 0.999,
+    "nadamw": 0.999,
+    "optimistic_adam": 0.999,
+    "optimistic_adam_v2": 0.999,
+    "radam": 0.999,
+    "rmsprop": 0.9,
+    "schedule_free_adamw": 0.999,
+    "simplified_ademamix": 0.95,
 }
 VARIANTS = {
     "adam long": (lambda: optax.adam(RATE, b2=0.9999999), 0.9999999),
@@ -86,7 +82,7 @@ REFUSED = {
     "yogi": "no mean, in Adam's own state",
 }
 WRAPPING = {"dpsgd", "schedule_free", "scale_by_learning_rate", "scale_by_madgrad"}
-WRAPPING |= {"scale_by_rprop", "scale_by_polyak", "reduce_on_plateau"}
+WRAPPING |= {"scale_by_rprop", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"}
 
 
 def make(name):
@@ -145,9 +141,9 @@ def test_no_public_optimizer_is_missing():
     assert set(public_optimizers()) - known == set()
 
 
-@pytest.mark.parametrize("name", READ.keys() | VARIANTS.keys())
+@pytest.mark.parametrize("name", [*READ, *VARIANTS])
 def test_read_directly(name):
-    build, decay = VARIANTS.get(name) or (functools.partial(make, name), READ[name][1])
+    build, decay = VARIANTS.get(name) or (functools.partial(make, name), READ[name])
     tx, grads = build(), gradients()
     extra = {"value": 1.0} if name in ("momo_adam",) else {}
     state = run(tx, PARAMS, grads, **extra)
@@ -169,7 +165,9 @@ def test_adopt_is_never_debiased():
     expected = jax.tree.map(np.square, grads[0])
     for g in grads[1:]:
         expected = jax.tree.map(lambda e, x: 0.9999 * e + 1e-4 * x**2, expected, g)
-    assert_close(l2m.second_moment(run(tx, PARAMS, grads), PARAMS, tx=tx), expected)
+    # Its own 1 - b2 is that of float32, 2e-4 off.
+    moment = l2m.second_moment(run(tx, PARAMS, grads), PARAMS, tx=tx)
+    assert_close(moment, expected, rtol=2e-4)
 
 
 def test_adagrad_needs_a_count_or_counts_when_exposed():
@@ -387,7 +385,7 @@ def test_nnx_optimizers():
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = nnx.grad(lambda m: jnp.sum(jnp.square(m(jnp.ones((4, 3))) - 1.0)))(model)
     optimizer.update(model, grads)
-    pure = nnx.pure if hasattr(nnx, "pure") else nnx.to_pure_dict
+    pure = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None) or nnx.to_pure_dict
     params = pure(nnx.state(model, nnx.Param))
     moment = l2m.second_moment(pure(nnx.state(optimizer))["opt_state"], params, tx=tx)
     assert len(jax.tree.leaves(moment.nu)) == 2
@@ -444,7 +442,7 @@ def test_compositions_are_right_or_refused(seed):
     except TypeError as error:
         assert re.search(r": expected .+, got .+; .+", str(error), re.S)
         return
-    del state
+    assert int(state.count) == 0
     assert decay is not None and not set(names) & WRONG.keys()
     moment = run(exposed, PARAMS, grads).read_second_moment()
     assert moment.micro_steps == k
@@ -478,3 +476,10 @@ def test_stacks_of_another_shape_are_refused():
     wrong = {**PARAMS, "scale": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match=r"moment_updates\['scale'\]: expected shape \(\), or a"):
         tx.update(PARAMS, tx.init(PARAMS), moment_updates=wrong)
+
+
+def test_low_precision_is_warned_of():
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    tx = optax.adam(RATE)
+    with pytest.warns(UserWarning, match="bfloat16"):
+        l2m.second_moment(run(tx, params, gradients(params)), params, tx=tx)
