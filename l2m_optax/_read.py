@@ -14,7 +14,6 @@ from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, ArrayLike, PyTree
 from l2m_optax.identify import Identification, LeafMoment, rows_and_columns
 
-_DECAYS = ("b2", "b3", "decay", "decay_rate", "rho", "adam_b2")
 _NEGLIGIBLE = 0.01
 
 
@@ -56,9 +55,7 @@ def read(
       ValueError: if the state was never updated, or does not count and `count` is not given.
     """
     arrays = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
-    if decay is not None:
-        found = found._replace(leaves=tuple(_with_decay(m, decay) for m in found.leaves))
-    parts = {_part(m): _scale(m, arrays, count) for m in found.moments}
+    parts = {_part(m): _scale(m, arrays, decay, count) for m in found.moments}
     scales = [None if m is None else parts[_part(m)] for m in found.leaves]
     one = next(iter(parts.values()))
     alone = len(parts) == 1
@@ -85,11 +82,6 @@ def check_updated(path: str, count: ArrayLike | None) -> None:
         raise ValueError(complaint(f"{path}.count", "at least one update", str(count), remedy))
 
 
-def _with_decay(moment: LeafMoment | None, decay: Any) -> LeafMoment | None:
-    biased = moment is not None and moment.kind in ("mean", "centered", "lagged")
-    return moment._replace(decay=decay) if moment is not None and biased else moment
-
-
 def _tree(found: Identification, leaves: list[Any]) -> PyTree:
     return found.treedef.unflatten(leaves)
 
@@ -100,12 +92,14 @@ def _part(moment: LeafMoment) -> LeafMoment:
     return moment._replace(path="", mean=None, kind=kind)
 
 
-def _scale(moment: LeafMoment, arrays: dict[str, Any], given: ArrayLike | None) -> _Scale:
+def _scale(
+    moment: LeafMoment, arrays: dict[str, Any], decay: ArrayLike | None, given: ArrayLike | None
+) -> _Scale:
     """The weight and the offset of the arrays of one part."""
-    count, decay = _count(moment, arrays, given), moment.decay
+    count = _count(moment, arrays, given)
     scale = moment.rescaling**2 * moment.variance_factor
     if moment.kind in ("unbiased", "factored"):
-        return _Scale(scale, 0.0, count, decay)
+        return _Scale(scale, 0.0, count, moment.decay)
     if count is None:
         raise ValueError(
             complaint(
@@ -117,7 +111,7 @@ def _scale(moment: LeafMoment, arrays: dict[str, Any], given: ArrayLike | None) 
         )
     if moment.kind == "sum":
         return _Scale(scale * jnp.asarray(count, jnp.float32), moment.initial, count, None)
-    decay = _injected_decay(moment, arrays)
+    decay = _injected_decay(moment, arrays) if decay is None else decay
     weight = bias_weight(decay, count)
     if moment.kind == "centered":
         _check_settled(moment, count)
@@ -146,27 +140,18 @@ def _held(path: str, arrays: dict[str, Any]) -> Any:
 
 def _injected_decay(moment: LeafMoment, arrays: dict[str, Any]) -> Any:
     """The decay, as rounded in a state of `optax.inject_hyperparams`, which is what was used."""
-    held = {
-        path: float(np.asarray(value, np.float64))
-        for path, value in arrays.items()
-        if _rules(path, moment.path) and is_concrete(value) and np.ndim(value) == 0
-    }
     decay: Any = moment.decay
-    if not held or not is_concrete(decay):
+    if moment.injected is None or not isinstance(decay, float):
         return decay
-    path = min(held, key=lambda key: abs(held[key] - decay))
-    if abs(held[path] - decay) > 1e-6:
+    held = _held(moment.injected, arrays)
+    if not is_concrete(held) or np.ndim(held):
+        return decay
+    value = float(np.asarray(held, np.float64))
+    if abs(value - decay) > 1e-6:
         remedy = "keep it constant, in float32 (hyperparam_dtype=), or use track_second_moment"
-        expected = f"the decay of tx, {decay:.9g}"
-        raise ValueError(complaint(f"opt_state{path}", expected, f"{held[path]:.9g}", remedy))
-    return held[path]
-
-
-def _rules(path: str, moment: str) -> bool:
-    """Whether `path` is an injected decay of the states under which `moment` lies."""
-    node, inside, name = path.partition(".hyperparams[")
-    under = moment.startswith(f"{node}.inner_state")
-    return bool(inside) and under and name.strip("\"']") in _DECAYS
+        where, expected = f"opt_state{moment.injected}", f"the decay of tx, {decay:.9g}"
+        raise ValueError(complaint(where, expected, f"{value:.9g}", remedy))
+    return value
 
 
 def _check_settled(moment: LeafMoment, count: ArrayLike) -> None:

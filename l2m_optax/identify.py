@@ -16,7 +16,16 @@ import numpy as np
 
 from l2m_optax import _recurrence
 from l2m_optax._checks import complaint, path_name
-from l2m_optax._probe import JUMPS, Probe, enable_x64, extended, gradient_tree, record, stand_ins
+from l2m_optax._probe import (
+    JUMPS,
+    SCALES,
+    Probe,
+    enable_x64,
+    extended,
+    gradient_tree,
+    record,
+    stand_ins,
+)
 from l2m_optax._types import PyTree
 
 _LAST_KEY = re.compile(r"(\.\w+|\[[^\[\]]*\])$")
@@ -38,6 +47,7 @@ class LeafMoment(NamedTuple):
       micro_steps: calls whose gradients are averaged into one update.
       count: path of the number of updates, or `None` if the state does not count.
       first_count: its value before the first update.
+      injected: path of the hyperparameter that holds the decay (`optax.inject_hyperparams`).
       mean: path of the running mean of the gradients, or `None`.
       mean_decay: its decay.
       whole: whether the array is that of all parameters, raveled and joined (`optax.flatten`).
@@ -52,6 +62,7 @@ class LeafMoment(NamedTuple):
     micro_steps: int = 1
     count: str | None = None  # type: ignore[assignment]  # hides tuple.count, as in optax
     first_count: int = 0
+    injected: str | None = None
     mean: str | None = None
     mean_decay: float | None = None
     whole: bool = False
@@ -120,7 +131,7 @@ def identify(tx: Any, params: PyTree) -> Identification:
         probe = _record(tx, params, size=1.0)
         found = _assign(probe)
         if isinstance(found, str):
-            _refuse(tx, params, found)
+            _refuse(tx, params, probe, found)
         leaves, treedef = jax.tree.flatten(gradient_tree(params))
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
         return Identification(_factored(tx, params, found, shapes), shapes, treedef)
@@ -288,6 +299,8 @@ def _centered(
     m, b = beside.probe.states[beside.mean], beside.mean_decay
     # A constant under the root, adabelief's eps, is lost in all but the tiniest gradients.
     large = [i for i in range(n.shape[1]) if np.abs(g[:, i]).max() > 1e-3]
+    if not large:
+        return None
     for distance, factor in ((g - m[1:], 2 * b * b / (1 + b)), (g - m[:-1], 2 / (1 + b))):
         found = _recurrence.second_order(n[:, large], np.square(distance)[:, large], 1e3 * allowed)
         if found is not None and found.kind == "mean" and found.rescaling == 1.0:
@@ -315,12 +328,9 @@ class _Beside:
         self.probe, self.node = probe, _LAST_KEY.sub("", root)
         self.mean: str | None = None
         self.mean_decay: float | None = None
+        shape = probe.states[where].shape
         for other, m in probe.states.items():
-            if (
-                self._is_field(other, path)
-                and other != where
-                and m.shape == probe.states[where].shape
-            ):
+            if self._is_field(other, path) and other != where and m.shape == shape:
                 self.mean_decay = _recurrence.first_order(m, g, allowed)
                 if self.mean_decay is not None:
                     self.mean = other
@@ -332,7 +342,9 @@ class _Beside:
             if self._is_field(other, "") and _counts(n):
                 moment = moment._replace(count=other, first_count=int(n[0, 0]))
                 break
-        return moment._replace(mean=self.mean, mean_decay=self.mean_decay)
+        return moment._replace(
+            injected=_injected(self.probe, moment), mean=self.mean, mean_decay=self.mean_decay
+        )
 
     def _is_field(self, other: str, path: str) -> bool:
         """Whether `other` is ``node``, one key, ``path``."""
@@ -340,6 +352,21 @@ class _Beside:
             return False
         key = other[len(self.node) : len(other) - len(path)]
         return bool(key) and not _LAST_KEY.sub("", key)
+
+
+def _injected(probe: Probe, moment: LeafMoment) -> str | None:
+    """The hyperparameter around the moment that has the value of its decay."""
+    for path, value in probe.states.items():
+        node, inside, _ = path.partition(".hyperparams[")
+        around = bool(inside) and moment.path.startswith(f"{node}.inner_state")
+        if around and value.ndim == 2 and _is_near(float(value[0, 0]), moment.decay):
+            return path
+    return None
+
+
+def _is_near(value: float, decay: float | None) -> bool:
+    """Whether `value` is `decay` up to rounding to float32."""
+    return decay is not None and abs(value - decay) < 1e-7
 
 
 def _counts(n: np.ndarray) -> bool:
@@ -351,17 +378,27 @@ def _counts(n: np.ndarray) -> bool:
 # --- refusals ------------------------------------------------------------------------------------
 
 
-def _refuse(tx: Any, params: PyTree, reason: str) -> NoReturn:
-    """Say why, as far as parameters of 0 and a look at the state can tell."""
+def _refuse(tx: Any, params: PyTree, probe: Probe, reason: str) -> NoReturn:
+    """Say why, as far as tiny gradients, parameters of 0 and the state's types can tell."""
     names = ", ".join(sorted({type(node).__name__ for node in _nodes(_state(tx, params))}))
-    if not isinstance(_assign(_record(tx, params, size=0.0)), str):
-        reason = "a mean of squares into which weight decay, or the parameters, entered"
+    if not isinstance(_assign(_tiny(probe)), str):
+        got = "one of gradients that are clipped when they are large"
+        remedy = f"{_TRACK}, or wrap only what stands behind the clipping"
+    elif not isinstance(_assign(_record(tx, params, size=0.0)), str):
+        got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {_TRACK}"
     else:
-        reason = f"{reason}, in {names or 'an empty state'}"
-        remedy = f"{_TRACK}, or wrap only the part behind what clips or scales the gradients"
+        got, remedy = f"{reason}, in {names or 'an empty state'}", _TRACK
     expected = "a running mean of the squares of the gradients it is given"
-    raise TypeError(complaint("tx", expected, reason, remedy))
+    raise TypeError(complaint("tx", expected, got, remedy))
+
+
+def _tiny(probe: Probe) -> Probe:
+    """The run with the smallest gradients alone."""
+    run = [int(np.argmin(SCALES))]
+    states = {path: n[:, run] for path, n in probe.states.items()}
+    gradients = {path: g[:, :, run] for path, g in probe.gradients.items()}
+    return Probe(states, gradients, probe.moving)
 
 
 def _state(tx: Any, params: PyTree) -> PyTree:

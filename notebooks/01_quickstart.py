@@ -238,7 +238,9 @@ def temperature_scaling(members: list[Trained]) -> l2m.Classification:
 def last_layer(members: list[Trained]) -> l2m.Classification:
     posterior = last_layer_of(members[0].params, members[0].opt_state)
     key = jax.random.key(0)
-    return l2m.classification(l2m.linearized(key, apply_fn, posterior, x_both, num_samples=32))
+    return l2m.classification(
+        l2m.linearized(key, apply_fn, posterior, x_both, num_samples=32)
+    )
 
 
 def all_layers(members: list[Trained]) -> l2m.Classification:
@@ -246,7 +248,9 @@ def all_layers(members: list[Trained]) -> l2m.Classification:
     posterior = l2m.fit_prior_precision(posterior).posterior
     posterior = l2m.tune(posterior, apply_fn, x_val, y_val).posterior
     key = jax.random.key(0)
-    return l2m.classification(l2m.linearized(key, apply_fn, posterior, x_both, num_samples=32))
+    return l2m.classification(
+        l2m.linearized(key, apply_fn, posterior, x_both, num_samples=32)
+    )
 
 
 # %% [markdown]

@@ -303,6 +303,12 @@ def test_weight_decay_is_named():
         l2m.identify(WRONG["decay before"](optax.adam(RATE)), PARAMS)
 
 
+@pytest.mark.parametrize("wrapper", ["clip", "clip_by_global_norm", "adaptive_grad_clip"])
+def test_clipping_is_named(wrapper):
+    with pytest.raises(TypeError, match="clipped when they are large"):
+        l2m.identify(WRONG[wrapper](optax.adam(RATE)), PARAMS)
+
+
 def test_accumulated_gradients_make_the_batch_larger():
     grads = gradients()
     tx = l2m.expose_second_moment(optax.MultiSteps(optax.adam(RATE), 3))
@@ -346,6 +352,13 @@ def test_injected_decay(decay):
     changed = state._replace(hyperparams={**state.hyperparams, "b2": jnp.float32(0.5)})
     with pytest.raises(ValueError, match="expected the decay of tx"):
         l2m.second_moment(changed, PARAMS, tx=tx)
+
+
+def test_the_callers_decay_rules():
+    tx, grads = optax.adam(RATE), gradients()
+    state = run(optax.adam(RATE, b2=0.9), PARAMS, grads)
+    moment = l2m.second_moment(state, PARAMS, tx=tx, decay=jnp.float32(0.9))
+    assert_close(moment, mean_of_squares(grads, 0.9))
 
 
 def test_scheduled_decay_is_refused():
