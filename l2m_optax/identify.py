@@ -356,17 +356,24 @@ class _Beside:
 
 def _injected(probe: Probe, moment: LeafMoment) -> str | None:
     """The hyperparameter around the moment that has the value of its decay."""
-    for path, value in probe.states.items():
-        node, inside, _ = path.partition(".hyperparams[")
-        around = bool(inside) and moment.path.startswith(f"{node}.inner_state")
-        if around and value.ndim == 2 and _is_near(float(value[0, 0]), moment.decay):
-            return path
-    return None
+    hits = [
+        path
+        for path, value in probe.states.items()
+        if _is_around(path, moment.path) and value.ndim == 2 and _is_near(value[0, 0], moment.decay)
+    ]
+    # The decay of the gradients' mean may have the same value.
+    return min(hits, key=lambda path: path.endswith("['b1']"), default=None)
 
 
-def _is_near(value: float, decay: float | None) -> bool:
+def _is_around(path: str, where: str) -> bool:
+    """Whether `path` is a hyperparameter injected into the states under which `where` lies."""
+    node, inside, _ = path.partition(".hyperparams[")
+    return bool(inside) and where.startswith(f"{node}.inner_state")
+
+
+def _is_near(value: Any, decay: float | None) -> bool:
     """Whether `value` is `decay` up to rounding to float32."""
-    return decay is not None and abs(value - decay) < 1e-7
+    return decay is not None and abs(float(value) - decay) < 1e-7
 
 
 def _counts(n: np.ndarray) -> bool:
