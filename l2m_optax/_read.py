@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, ArrayLike, PyTree
 from l2m_optax.identify import Identification, LeafMoment, rows_and_columns
 
+_KEY = re.compile(r"(?P<quoted>\['[^']*'\])|\.(?P<field>\w+)|\[(?P<index>\d+)\]")
 _NEGLIGIBLE = 0.01
 
 
@@ -54,7 +56,8 @@ def read(
       TypeError: if the state is not one of that transformation.
       ValueError: if the state was never updated, or does not count and `count` is not given.
     """
-    arrays = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
+    named = jax.tree_util.tree_leaves_with_path(opt_state)
+    arrays = {_plain(path_name(path, "")): leaf for path, leaf in named}
     parts = {_part(m): _scale(m, arrays, decay, count) for m in found.moments}
     scales = [None if m is None else parts[_part(m)] for m in found.leaves]
     one = next(iter(parts.values()))
@@ -131,11 +134,20 @@ def _count(moment: LeafMoment, arrays: dict[str, Any], given: ArrayLike | None) 
 
 
 def _held(path: str, arrays: dict[str, Any]) -> Any:
-    if path not in arrays:
+    if _plain(path) not in arrays:
         remedy = "pass the transformation that made the state, and a state with its structure"
         got = f"no such array among {len(arrays)}"
         raise TypeError(complaint(f"opt_state{path}", "what tx keeps there", got, remedy))
-    return arrays[path]
+    return arrays[_plain(path)]
+
+
+def _plain(path: str) -> str:
+    """The path in strings only, as in a checkpoint restored without its types."""
+
+    def key(match: re.Match[str]) -> str:
+        return match[0] if match["quoted"] else f"['{match['field'] or match['index']}']"
+
+    return _KEY.sub(key, path)
 
 
 def _injected_decay(moment: LeafMoment, arrays: dict[str, Any]) -> Any:
