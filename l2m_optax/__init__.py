@@ -1,9 +1,11 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
 from l2m_optax import metrics
+from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
 from l2m_optax.evidence import effective_parameters, log_evidence
+from l2m_optax.identify import Identification, LeafMoment, identify
 from l2m_optax.posterior import (
     DiagonalPosterior,
     data_precision,
@@ -25,7 +27,7 @@ from l2m_optax.predictive import (
 )
 from l2m_optax.prior import Fit, FitInfo, fit_noise_variance, fit_prior_precision
 from l2m_optax.sampling import entropy, log_prob, sample
-from l2m_optax.second_moment import SecondMoment, debiased, second_moment
+from l2m_optax.second_moment import second_moment
 from l2m_optax.transforms import expose_second_moment, track_second_moment
 from l2m_optax.tuning import tune
 
@@ -35,6 +37,8 @@ __all__ = [
     "DiagonalPosterior",
     "Fit",
     "FitInfo",
+    "Identification",
+    "LeafMoment",
     "Regression",
     "SecondMoment",
     "__version__",
@@ -48,6 +52,7 @@ __all__ = [
     "expose_second_moment",
     "fit_noise_variance",
     "fit_prior_precision",
+    "identify",
     "laplace",
     "linearized",
     "log_evidence",

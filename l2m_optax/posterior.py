@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._checks import (
     check_alive,
@@ -19,11 +20,13 @@ from l2m_optax._checks import (
     check_positive,
     check_second_moment,
     complaint,
+    is_concrete,
     path_name,
 )
+from l2m_optax._moment import SecondMoment, align_moment, debiased, leading
 from l2m_optax._tree import align, broadcast, fill, free, statistics_dtype, subtrees
 from l2m_optax._types import ArrayLike, PyTree
-from l2m_optax.second_moment import SecondMoment, align_moment, debiased, second_moment
+from l2m_optax.second_moment import second_moment
 
 
 class DiagonalPosterior(NamedTuple):
@@ -78,8 +81,9 @@ def laplace(
       params: the trained parameters θ*, real floating-point arrays.
       opt_state: the optimizer's state, or what `second_moment` made of it.
       num_data: N, number of training examples.
-      batch_size: B, examples behind one update: over all devices, and times the number of
-        micro-batches where gradients are accumulated.
+      batch_size: B, examples behind one gradient, over all devices. Where `optax.MultiSteps`
+        averages k of them, and `second_moment` was given ``tx=`` or the optimizer is exposed, k*B
+        is what is used; otherwise pass k*B.
       loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
@@ -128,7 +132,9 @@ def laplace(
     return DiagonalPosterior(
         mean=params,
         second_moment=moment,
-        data_scale=_data_scale(num_data, batch_size, loss_scale, with_replacement),
+        data_scale=_data_scale(
+            num_data, batch_size, moment.micro_steps, loss_scale, with_replacement
+        ),
         prior_precision=jax.tree.map(_scalar, prior_precision),
         prior_mean=prior_mean,
         temperature=_scalar(temperature),
@@ -314,7 +320,7 @@ def _gradient_variance(moment: SecondMoment) -> PyTree:
     b: Any = moment.mu_decay
 
     def center(nu: jax.Array, mu: jax.Array) -> jax.Array:
-        mean = jnp.asarray(mu, nu.dtype) / moment.mu_weight
+        mean = jnp.asarray(mu, nu.dtype) / leading(moment.mu_weight, nu)
         return jnp.maximum(nu - jnp.square(mean), 0.0) * (1.0 + b) / (2.0 * b)
 
     return jax.tree.map(center, debiased(moment), moment.mu)
@@ -334,20 +340,25 @@ def _check_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
 
 
 def _data_scale(
-    num_data: int, batch_size: int, loss_scale: ArrayLike, with_replacement: bool
+    num_data: int,
+    batch_size: int,
+    micro_steps: ArrayLike,
+    loss_scale: ArrayLike,
+    with_replacement: bool,
 ) -> jax.Array:
     check_count("num_data", num_data, 2)
     check_count("batch_size", batch_size)
+    batch: Any = batch_size * micro_steps
     check_positive("loss_scale", loss_scale, "pass 1 for a mean negative log-likelihood")
-    correction = 1.0
+    correction: Any = 1.0
     if not with_replacement:
-        _check_sampling_noise(num_data, batch_size)
-        correction = (num_data - 1) / (num_data - batch_size)
-    return _scalar(num_data * batch_size * correction / jnp.square(_scalar(loss_scale)))
+        _check_sampling_noise(num_data, batch)
+        correction = (num_data - 1) / (num_data - batch)
+    return _scalar(num_data * batch * correction / jnp.square(_scalar(loss_scale)))
 
 
-def _check_sampling_noise(num_data: int, batch_size: int) -> None:
-    if batch_size >= num_data:
+def _check_sampling_noise(num_data: int, batch_size: ArrayLike) -> None:
+    if is_concrete(batch_size) and np.any(np.asarray(batch_size) >= num_data):
         raise ValueError(
             complaint(
                 "batch_size",

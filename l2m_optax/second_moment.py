@@ -5,6 +5,7 @@ The contract: what `second_moment` returns *is* a running mean of squared gradie
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,38 +15,14 @@ import numpy as np
 import optax
 
 from l2m_optax._checks import check_alive, complaint, is_concrete, path_name
-from l2m_optax._tree import align, broadcast, statistics_dtype
-from l2m_optax._types import Array, ArrayLike, PyTree
-
-# Until 0.8 it was in jax.experimental.
-_enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+from l2m_optax._moment import SecondMoment, align_moment, bias_weight
+from l2m_optax._probe import gradient_tree
+from l2m_optax._read import check_updated, read
+from l2m_optax._types import ArrayLike, PyTree
+from l2m_optax.identify import identify
 
 _LONGEST_USUAL_DECAY = 0.999
 _NEGLIGIBLE = 0.01
-
-
-class SecondMoment(NamedTuple):
-    """A running mean of squared gradients, as the optimizer holds it, and what undoes its bias.
-
-    Attributes:
-      nu: the optimizer's own arrays, in the structure of the parameters; `None` at a leaf that has
-        no second moment.
-      weight: what the weights of the mean sum to, a scalar or a prefix tree of `nu`:
-        ``1 - decay**count`` for a mean that started from zero, 1 for one that is unbiased.
-      count: number of updates the mean has seen, int32 of shape (), or `None` where unknown.
-      decay: decay of the mean, float of shape (), or `None` where unknown.
-      mu: the running mean of the gradients themselves, or `None`.
-      mu_weight: what the weights of `mu` sum to.
-      mu_decay: decay of `mu`, or `None` where unknown.
-    """
-
-    nu: PyTree
-    weight: ArrayLike | PyTree = 1.0
-    count: ArrayLike | None = None  # type: ignore[assignment]  # hides tuple.count, as in optax
-    decay: ArrayLike | None = None
-    mu: PyTree | None = None
-    mu_weight: ArrayLike = 1.0
-    mu_decay: ArrayLike | None = None
 
 
 @runtime_checkable
@@ -72,24 +49,34 @@ def second_moment(
     $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
     `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
 
-    Read are adam, adamw, nadam, nadamw, radam, lamb, amsgrad, rmsprop (plain, centered, with bias
-    correction) and this package's transformations, at any depth of `optax.chain`,
-    `optax.named_chain`, `optax.inject_hyperparams` and a flax ``TrainState.opt_state``.
+    With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
+    depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
+    columns (adafactor); leaves that have none (muon's matrices, masked and frozen parts) are `None`
+    and become points. Anything else is refused.
+
+    Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
+    amsgrad, rmsprop (plain, centered, with bias correction) and this package's transformations, at
+    any depth of `optax.chain`, `optax.named_chain`, `optax.inject_hyperparams` and a flax
+    ``TrainState.opt_state``. A type does not say all: adamax, yogi and adopt, whose moments are
+    others, keep the state of Adam, and no state shows what was clipped or accumulated before it.
+    Pass ``tx=`` whenever it is at hand.
 
     Args:
       opt_state: the state, or any pytree that holds exactly one state of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
-      tx: the transformation that made the state, from which the decays are measured.
+      tx: the transformation that made the state.
       decay: decay of the squares (Adam's `b2`, 0.999 by default). The states of optax do not hold
         it, so it is asked for as long as it matters: until ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
-      count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`).
+      count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`,
+        adagrad).
 
     Returns:
       The `SecondMoment`.
 
     Raises:
-      TypeError: if no state of a known type is found, or more than one.
+      TypeError: if no state of a known type is found, or more than one; if `tx` keeps no second
+        moment that can be read.
       ValueError: if the state was never updated, the decay or the count is needed and missing, a
         buffer was donated, or `params` does not match.
 
@@ -107,50 +94,36 @@ def second_moment(
       Kingma & Ba, Adam (2015), section 3; Perone, Silveira & Paula, L2M (arXiv 2107.04695).
     """
     if tx is not None:
-        from_tx = measure_decays(tx, params if params is not None else _find(opt_state).moment.nu)
-        decay = from_tx.decay if decay is None else decay
-        mean_decay = from_tx.mean_decay if mean_decay is None else mean_decay
+        like = _find(opt_state).moment.nu if params is None else params
+        found = identify(tx, like)
+        moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
+        path = "opt_state"
+    else:
+        path, moment = _by_type(opt_state, decay, mean_decay, count)
+    check_alive(moment.nu, path)
+    _warn_of_low_precision(moment.nu)
+    return moment if params is None else align_moment(moment, gradient_tree(params))
+
+
+def _by_type(
+    opt_state: PyTree,
+    decay: ArrayLike | None,
+    mean_decay: ArrayLike | None,
+    count: ArrayLike | None,
+) -> tuple[str, SecondMoment]:
+    """The moment of the one state of a known type, and its path."""
     found = _find(opt_state)
-    moment = _debias(found, decay, mean_decay, count)
-    check_alive(moment.nu, f"{found.path}.nu")
-    return moment if params is None else align_moment(moment, params)
+    return f"{found.path}.nu", _debias(found, decay, mean_decay, count)
 
 
-def debiased(moment: SecondMoment) -> PyTree:
-    r"""The mean of squared gradients, $\hat\nu = \nu / \text{weight}$, in float32 at least.
-
-    Args:
-      moment: a `SecondMoment`.
-
-    Returns:
-      A tree like ``moment.nu``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import l2m_optax as l2m
-      >>> print(l2m.debiased(l2m.SecondMoment(nu=jnp.array([0.1, 0.2]), weight=0.1)))
-      [1. 2.]
-    """
-    weights = broadcast(moment.weight, moment.nu)
-    return jax.tree.map(
-        lambda nu, weight: jnp.asarray(nu, statistics_dtype(nu)) / weight, moment.nu, weights
-    )
-
-
-def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
-    """``1 - decay**count`` without cancellation, for decays near 1 and small counts too."""
-    if not is_concrete(decay):
-        return -jnp.expm1(jnp.asarray(count, jnp.float32) * jnp.log1p(jnp.asarray(decay) - 1.0))
-    log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
-    if not is_concrete(count):
-        return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
-    return jnp.asarray(-np.expm1(np.asarray(count, np.float64) * log_decay), jnp.float32)
-
-
-def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:
-    """`moment` in the tree structure of `params`; see `align` for what is refused."""
-    mu = None if moment.mu is None else align(moment.mu, params, "mu")
-    return moment._replace(nu=align(moment.nu, params, "nu"), mu=mu)
+def _warn_of_low_precision(nu: PyTree) -> None:
+    """The newest square, times 1 - decay, is rounded away where the mean has few digits."""
+    low = {str(leaf.dtype) for leaf in jax.tree.leaves(nu) if leaf.dtype.itemsize < 4}
+    if low:
+        remedy = "chain l2m_optax.track_second_moment in front, which keeps float32"
+        expected = "a mean kept in float32, for it may be off by a factor or 0 otherwise"
+        message = complaint("opt_state", expected, ", ".join(sorted(low)), remedy)
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 # --- states: where each type keeps its means -----------------------------------------------------
@@ -261,7 +234,7 @@ def _debias(
     """The moment with its weights, from what the state, its surroundings and the caller know."""
     moment = found.moment
     count = moment.count if count is None else count
-    _check_updated(found.path, count)
+    check_updated(found.path, count)
     if not found.needs_debiasing:
         return moment
     decay = found.decay if decay is None else decay
@@ -284,12 +257,6 @@ def _debias(
     )
 
 
-def _check_updated(path: str, count: ArrayLike | None) -> None:
-    if count is not None and is_concrete(count) and np.any(np.asarray(count) <= 0):
-        remedy = "train first: pass the state that the last update returned"
-        raise ValueError(complaint(f"{path}.count", "at least one update", str(count), remedy))
-
-
 def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
     """An unknown decay may be passed over only when no usual one could matter."""
     if not is_concrete(count):
@@ -303,38 +270,3 @@ def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
         "b2 for Adam; 0.9 for rmsprop) to l2m_optax.second_moment, or tx="
     )
     raise ValueError(complaint(f"{path}.nu", "the decay of the running mean", got, remedy))
-
-
-class Decays(NamedTuple):
-    """The decays of the squares and of the gradients that a transformation showed."""
-
-    decay: float
-    mean_decay: float | None
-
-
-def measure_decays(tx: optax.GradientTransformation, params: PyTree) -> Decays:
-    """Run `tx` on a gradient and then on none: what is left of the means are their decays.
-
-    Args:
-      tx: a transformation whose state `second_moment` knows.
-      params: a tree of the structure that `tx` is used with; its values do not matter.
-
-    Returns:
-      The `Decays`.
-    """
-    with jax.ensure_compile_time_eval(), _enable_x64(True):
-        small = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
-        update = optax.with_extra_args_support(tx).update
-        _, one = update(small, tx.init(small), small)
-        _, two = update(jax.tree.map(jnp.zeros_like, small), one, small)
-        before, after = _find(one).moment, _find(two).moment
-        if before.decay is not None:
-            return Decays(float(np.asarray(before.decay)), None)
-        mean_decay = None if before.mu is None else _ratio(after.mu, before.mu)
-        return Decays(_ratio(after.nu, before.nu), mean_decay)
-
-
-def _ratio(after: PyTree, before: PyTree) -> float:
-    """What became of one entry; all of them share their fate."""
-    first, second = jax.tree.leaves(before)[0], jax.tree.leaves(after)[0]
-    return float(jnp.ravel(second)[0] / jnp.ravel(first)[0])

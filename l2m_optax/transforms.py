@@ -9,15 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2m_optax._checks import complaint
+from l2m_optax._checks import complaint, path_name
+from l2m_optax._moment import SecondMoment, bias_weight, debiased
+from l2m_optax._probe import extended
+from l2m_optax._read import read
 from l2m_optax._types import Array, PyTree
-from l2m_optax.second_moment import (
-    SecondMoment,
-    bias_weight,
-    debiased,
-    measure_decays,
-    second_moment,
-)
+from l2m_optax.identify import Identification, identify
 
 
 @jax.tree_util.register_dataclass
@@ -27,15 +24,13 @@ class ExposedState:
 
     Attributes:
       inner_state: the wrapped transformation's own state.
-      count: number of updates, int32 of shape ().
-      decay: decay of the squares, as measured on the transformation.
-      mean_decay: decay of the gradients' mean, or `None` if it keeps none.
+      count: number of updates of the moment, int32 of shape ().
+      identification: what `identify` found in the transformation.
     """
 
     inner_state: PyTree
     count: Array
-    decay: float = dataclasses.field(metadata={"static": True})
-    mean_decay: float | None = dataclasses.field(metadata={"static": True})
+    identification: Identification = dataclasses.field(metadata={"static": True})
 
     @property
     def nu(self) -> PyTree:
@@ -44,9 +39,7 @@ class ExposedState:
 
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment`, whose arrays are the wrapped state's own."""
-        return second_moment(
-            self.inner_state, decay=self.decay, mean_decay=self.mean_decay, count=self.count
-        )
+        return read(self.identification, self.inner_state, count=self.count)
 
 
 def expose_second_moment(
@@ -54,18 +47,21 @@ def expose_second_moment(
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer so that its state says what its second moment is.
 
-    Updates are the wrapped transformation's own, bit for bit. Its decays are measured once, when
-    the state is made, and are kept beside it, so that nothing has to be told to `laplace`.
+    Updates are the wrapped transformation's own, bit for bit. It is run on a few small gradients
+    once, when the state is made, and what `identify` finds is kept beside the state, so that
+    nothing has to be told to `laplace`. Where the state does not count its updates, they are
+    counted here: those that changed the moment, for `optax.apply_if_finite` and its kin pass some
+    over.
 
     Args:
-      tx: any transformation whose state `second_moment` can read.
+      tx: any transformation that `identify` can make out, or `optax.MultiSteps`.
 
     Returns:
       A transformation whose state is an `ExposedState`: ``state.nu`` is the debiased second
       moment, and the state can be given to `laplace` as it is.
 
     Raises:
-      TypeError: on ``init``, if `tx` keeps no second moment.
+      TypeError: on ``init``, if `tx` keeps no second moment that can be read.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -76,20 +72,29 @@ def expose_second_moment(
       >>> print(state.nu)
       [1. 9.]
     """
-    inner = optax.with_extra_args_support(tx)
+    inner = extended(tx)
 
     def init(params: PyTree) -> ExposedState:
-        decay, mean_decay = measure_decays(tx, params)
-        return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), decay, mean_decay)
+        found = identify(tx, params)
+        return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), found)
 
     def update(
         updates: PyTree, state: ExposedState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ExposedState]:
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        count = optax.safe_increment(state.count)
+        moved = _moved(state.identification, state.inner_state, inner_state)
+        count = jnp.where(moved, optax.safe_increment(state.count), state.count)
         return updates, dataclasses.replace(state, inner_state=inner_state, count=count)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moved(found: Identification, before: PyTree, after: PyTree) -> Array:
+    """Whether the moment changed; looked at only where the state does not count by itself."""
+    paths = {moment.path for moment in found.moments if moment.count is None}
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    changes = [jnp.any(old != new) for (p, old), new in pairs if path_name(p, "") in paths]
+    return jnp.any(jnp.stack(changes)) if changes else jnp.ones((), bool)
 
 
 class TrackSecondMomentState(NamedTuple):
@@ -110,13 +115,19 @@ class TrackSecondMomentState(NamedTuple):
         return SecondMoment(self.nu, count=self.count, decay=self.decay)
 
 
-def track_second_moment(decay: float) -> optax.GradientTransformation:
+def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
     r"""Pass updates through unchanged and keep the debiased running mean of their squares.
 
     $\hat\nu_t = \hat\nu_{t-1} + \frac{1-\beta}{1-\beta^t} (g_t^2 - \hat\nu_{t-1})$, which is Adam's
     $\nu_t / (1 - \beta^t)$ kept debiased. Placed first in `optax.chain` it sees the gradients
     before clipping and decay, and gives SGD, Lion or any other optimizer a second moment:
     ``optax.chain(track_second_moment(0.999), optax.sgd(0.1))``.
+
+    ``update(..., moment_updates=)`` squares these gradients instead of the updates: gradients of a
+    batch with labels drawn from the model give the true Fisher. A leading axis more than the
+    parameters have is a stack of micro-batches, over which the mean of the squares is taken; the
+    `batch_size` to give to `laplace` is then that of one micro-batch, so that large batches keep
+    their noise.
 
     Args:
       decay: β, at least 0 and below 1; the mean looks back over ``(1 + β) / (1 - β)`` updates.
@@ -126,7 +137,8 @@ def track_second_moment(decay: float) -> optax.GradientTransformation:
       the dtype of the parameters.
 
     Raises:
-      ValueError: if `decay` is outside of [0, 1).
+      ValueError: if `decay` is outside of [0, 1), or, from ``update``, if `moment_updates` are not
+        shaped like the parameters, or like a stack of them.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -146,19 +158,38 @@ def track_second_moment(decay: float) -> optax.GradientTransformation:
         return TrackSecondMomentState(jnp.zeros((), jnp.int32), jnp.float32(decay), nu)
 
     def update(
-        updates: PyTree, state: TrackSecondMomentState, params: PyTree | None = None
+        updates: PyTree,
+        state: TrackSecondMomentState,
+        params: PyTree | None = None,
+        *,
+        moment_updates: PyTree | None = None,
+        **extra: Any,
     ) -> tuple[PyTree, TrackSecondMomentState]:
-        del params
+        del params, extra
         count = optax.safe_increment(state.count)
         share = (1.0 - decay) / bias_weight(decay, count)
 
-        def follow(nu: Array, g: Array) -> Array:
-            return nu + share.astype(nu.dtype) * (jnp.square(g.astype(nu.dtype)) - nu)
+        def follow(path: Any, nu: Array, g: Array) -> Array:
+            return nu + share.astype(nu.dtype) * (_mean_square(path, nu, g) - nu)
 
-        nu = jax.tree.map(follow, state.nu, updates)
+        squared = updates if moment_updates is None else moment_updates
+        nu = jax.tree_util.tree_map_with_path(follow, state.nu, squared)
         return updates, TrackSecondMomentState(count, state.decay, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _mean_square(path: Any, nu: Array, g: Array) -> Array:
+    """The squares of `g` in the dtype of `nu`, averaged over a leading axis if it has one more."""
+    squares = jnp.square(jnp.asarray(g, nu.dtype))
+    if squares.shape == nu.shape:
+        return squares
+    if squares.shape[1:] == nu.shape and squares.ndim and squares.shape[0]:
+        return jnp.mean(squares, axis=0)
+    expected = f"shape {nu.shape}, or a stack of them"
+    remedy = "pass gradients like the parameters, or stacked along one leading axis"
+    where = path_name(path, "moment_updates")
+    raise ValueError(complaint(where, expected, str(squares.shape), remedy))
 
 
 def _float32_at_least(array: Array) -> jnp.dtype:

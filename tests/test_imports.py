@@ -15,7 +15,9 @@ import l2m_optax
 LAYERS = [
     {"_version", "_types"},
     {"_checks"},
-    {"_tree", "metrics"},
+    {"_tree", "_probe", "_recurrence", "metrics"},
+    {"_moment", "identify"},
+    {"_read"},
     {"second_moment"},
     {"transforms"},
     {"posterior"},
