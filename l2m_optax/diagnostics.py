@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._checks import check_count, is_concrete, path_name
+from l2m_optax._moment import SecondMoment, debiased, leading
 from l2m_optax._tree import align, broadcast, free, statistics_dtype
 from l2m_optax._types import Array, ArrayLike, PyTree
 from l2m_optax.posterior import DiagonalPosterior, data_precision
-from l2m_optax.second_moment import SecondMoment, debiased
 
 
 class Leaf(NamedTuple):
@@ -219,7 +219,7 @@ def _mean_square(nu: Array, mu: Array, moment: SecondMoment) -> Array:
         return jnp.full((), jnp.nan, nu.dtype)
     b: Any = moment.mu_decay
     noise = (1.0 - b) / (1.0 + b)
-    square = jnp.square(jnp.asarray(mu, nu.dtype) / moment.mu_weight)
+    square = jnp.square(jnp.asarray(mu, nu.dtype) / leading(moment.mu_weight, nu))
     return jnp.sum(square - noise * nu) / (1.0 - noise)
 
 
