@@ -74,6 +74,12 @@ notebooks/%.ipynb: notebooks/%.py | .venv/.dev
 	@echo "Making $@"
 	@$(PY) -m jupytext --quiet --to ipynb --update-metadata '$(KERNEL)' $<
 
+bench-%: .venv/.dev ## run one study of benchmarks/: make bench-batch-size, make bench-identify
+	@$(PY) benchmarks/$(subst -,_,$*).py
+
+docs/optimizers.md: tests/optimizers.py docs/make_optimizers.py | .venv/.dev ## make the table of optimizers
+	@$(PY) docs/make_optimizers.py
+
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"
 	@JAX_PLATFORMS=cpu $(PY_OLDEST) $(PYTEST)
