@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -127,7 +128,13 @@ def identify(tx: Any, params: PyTree) -> Identification:
       >>> moment.path, moment.kind, round(moment.decay, 6), moment.count
       ("[0].nu['w']", 'mean', 0.95, '[0].count')
     """
-    with jax.ensure_compile_time_eval(), enable_x64(True):
+    # JAX keeps per thread what it traces: in a new one the probe runs on numbers, inside jit too.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_identify, tx, params).result()
+
+
+def _identify(tx: Any, params: PyTree) -> Identification:
+    with enable_x64(True):
         probe = _record(tx, params, size=1.0)
         found = _assign(probe)
         if isinstance(found, str):

@@ -380,6 +380,7 @@ def test_lookahead_is_read_at_its_fast_parameters():
     assert_close(moment, mean_of_squares(grads, 0.999))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # optax 0.2.5 calls its own old names
 def test_sam_is_read_at_its_outer_steps():
     inner = optax.chain(contrib.normalize(), optax.sgd(0.05))
     tx, grads = contrib.sam(optax.adam(RATE), inner, sync_period=2), gradients()
@@ -398,16 +399,16 @@ def test_flax_states_and_frozen_dicts():
     assert_close(l2m.second_moment(state.opt_state, state.params, tx=tx), freeze(expected))
 
 
+@pytest.mark.skipif(not hasattr(nnx, "as_pure"), reason="older flax has another interface")
 def test_nnx_optimizers():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     tx = optax.adam(RATE)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = nnx.grad(lambda m: jnp.sum(jnp.square(m(jnp.ones((4, 3))) - 1.0)))(model)
     optimizer.update(model, grads)
-    pure = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None) or nnx.to_pure_dict
-    params = pure(nnx.state(model, nnx.Param))
-    moment = l2m.second_moment(pure(nnx.state(optimizer))["opt_state"], params, tx=tx)
-    squares = jax.tree.map(jnp.square, pure(grads))
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    moment = l2m.second_moment(nnx.as_pure(nnx.state(optimizer))["opt_state"], params, tx=tx)
+    squares = jax.tree.map(jnp.square, nnx.as_pure(grads))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), l2m.debiased(moment), squares
     )
