@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types pytest format notebooks test-oldest clean
+.PHONY: help demo test lint types pytest format notebooks docs-optimizers test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -74,11 +74,11 @@ notebooks/%.ipynb: notebooks/%.py | .venv/.dev
 	@echo "Making $@"
 	@$(PY) -m jupytext --quiet --to ipynb --update-metadata '$(KERNEL)' $<
 
+docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
+	@$(PY) docs/make_optimizers.py
+
 bench-%: .venv/.dev ## run one study of benchmarks/: make bench-batch-size, make bench-identify
 	@$(PY) benchmarks/$(subst -,_,$*).py
-
-docs/optimizers.md: tests/optimizers.py docs/make_optimizers.py | .venv/.dev ## make the table of optimizers
-	@$(PY) docs/make_optimizers.py
 
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"

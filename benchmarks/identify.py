@@ -3,6 +3,7 @@
 Run: `make bench-identify`.
 """
 
+import itertools
 import time
 
 import jax
@@ -25,7 +26,7 @@ def seconds(function, repeats: int = 5) -> float:
 
 
 def main() -> None:
-    layers = zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+    layers = itertools.pairwise(WIDTHS)
     params = {
         f"layer{i}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones(b)}
         for i, (a, b) in enumerate(layers)

@@ -3,7 +3,9 @@
 import functools
 import inspect
 import re
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from flax.core import freeze
 from flax.serialization import to_state_dict
 from flax.training.train_state import TrainState
 from optax import contrib
+from optimizers import CORRECTED, READ, REFUSED
 
 import l2m_optax as l2m
 
@@ -29,58 +32,11 @@ NUM_STEPS = 12
 RATE = 1e-3
 
 
-# The decay of the mean of squares.
-READ = {
-    "adadelta": 0.9,
-    "adam": 0.999,
-    "adamw": 0.999,
-    "ademamix": 0.999,
-    "amsgrad": 0.999,
-    "dadapt_adamw": 0.999,
-    "lamb": 0.999,
-    "momo_adam": 0.999,
-    "nadam": 0.999,
-    "nadamw": 0.999,
-    "optimistic_adam": 0.999,
-    "optimistic_adam_v2": 0.999,
-    "radam": 0.999,
-    "rmsprop": 0.9,
-    "schedule_free_adamw": 0.999,
-    "simplified_ademamix": 0.95,
-}
 VARIANTS = {
     "adam long": (lambda: optax.adam(RATE, b2=0.9999999), 0.9999999),
     "rmsprop centered": (lambda: optax.rmsprop(RATE, centered=True), 0.9),
     "rmsprop bias_correction": (lambda: optax.rmsprop(RATE, bias_correction=True), 0.9),
     "rmsprop initial_scale": (lambda: optax.rmsprop(RATE, initial_scale=0.5), 0.9),
-}
-CORRECTED = {"acprop", "adabelief", "adafactor", "adagrad", "adan", "adopt", "muon"}
-REFUSED = {
-    "adamax": "a running maximum of absolute values, in Adam's own state",
-    "adamaxw": "the same",
-    "cocob": "no second moment",
-    "dog": "no second moment",
-    "dowg": "no second moment",
-    "fromage": "no second moment",
-    "galore": "a moment of projected gradients",
-    "lars": "no second moment",
-    "lbfgs": "no second moment",
-    "lion": "no second moment",
-    "madgrad": "a weighted sum, and weight decay enters it",
-    "momo": "no second moment",
-    "noisy_sgd": "no second moment",
-    "novograd": "squared norms of layers",
-    "optimistic_gradient_descent": "no second moment",
-    "polyak_sgd": "no second moment",
-    "prodigy": "a moment of gradients times a step size that changes",
-    "rprop": "no second moment",
-    "schedule_free_sgd": "no second moment",
-    "sgd": "no second moment",
-    "sign_sgd": "no second moment",
-    "signum": "no second moment",
-    "sm3": "maxima over rows and columns",
-    "sophia": "a Hessian",
-    "yogi": "no mean, in Adam's own state",
 }
 WRAPPING = {"dpsgd", "schedule_free", "scale_by_learning_rate", "scale_by_madgrad"}
 WRAPPING |= {
@@ -143,8 +99,16 @@ def public_optimizers():
 
 
 def test_no_public_optimizer_is_missing():
-    known = READ.keys() | CORRECTED | REFUSED.keys() | WRAPPING
+    known = READ.keys() | CORRECTED.keys() | REFUSED.keys() | WRAPPING
     assert set(public_optimizers()) - known == set()
+
+
+def test_the_table_in_the_docs_is_in_step():
+    root = Path(__file__).parents[1]
+    sys.path.append(str(root / "docs"))
+    from make_optimizers import table
+
+    assert (root / "docs" / "optimizers.md").read_text(encoding="utf-8") == table()
 
 
 @pytest.mark.parametrize("name", [*READ, *VARIANTS])
