@@ -105,3 +105,36 @@ def test_evidence_finds_the_noise_without_data_to_spare(regression):
     np.testing.assert_allclose(info.value, regression.noise_variance, rtol=0.1)
     ratio = np.asarray(l2m.data_precision(posterior)["w"]) / regression.hessian_diagonal
     assert np.all((ratio > 0.8) & (ratio < 1.25)), ratio
+
+
+def annealed(rate=1e-2):
+    return optax.cosine_decay_schedule(rate, SHORT)
+
+
+SHORT = 8_000
+OPTIMIZERS = {
+    "adadelta": lambda: optax.adadelta(annealed(1.0), rho=0.999),
+    "adamw": lambda: optax.adamw(annealed(), weight_decay=0.0),
+    "ademamix": lambda: optax.contrib.ademamix(annealed()),
+    "adopt": lambda: optax.contrib.adopt(annealed(), b2=0.999),
+    "amsgrad": lambda: optax.amsgrad(annealed()),
+    "lamb": lambda: optax.lamb(annealed()),
+    "nadam": lambda: optax.nadam(annealed()),
+    "optimistic_adam_v2": lambda: optax.optimistic_adam_v2(annealed()),
+    "radam": lambda: optax.radam(annealed()),
+    "rmsprop": lambda: optax.rmsprop(annealed(), decay=0.999),
+    "tracked sgd": lambda: optax.chain(l2m.track_second_moment(0.999), optax.sgd(annealed(0.1))),
+    "tracked lion": lambda: optax.chain(l2m.track_second_moment(0.999), optax.lion(annealed())),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_that_converges_gives_the_hessian_diagonal(regression, name):
+    tx = l2m.expose_second_moment(OPTIMIZERS[name]())
+    params, state = train_linear(
+        tx, regression, half_mean, batch_size=16, steps=SHORT, key=jax.random.key(4)
+    )
+    ratio = precision_ratio(
+        regression, params, state, batch_size=16, loss_scale=regression.noise_variance
+    )
+    assert np.all((ratio > 0.8) & (ratio < 1.25)), ratio
