@@ -6,7 +6,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types pytest format notebooks docs-optimizers test-oldest clean
+.PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
+	test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -77,8 +78,11 @@ notebooks/%.ipynb: notebooks/%.py | .venv/.dev
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
 
-bench-%: .venv/.dev ## run one study of benchmarks/: make bench-batch-size, make bench-identify
-	@$(PY) benchmarks/$(subst -,_,$*).py
+bench-batch-size: .venv/.dev ## study F against the batch size, at fixed weights
+	@$(PY) benchmarks/batch_size.py
+
+bench-identify: .venv/.dev ## measure what identify costs on 25 million parameters
+	@$(PY) benchmarks/identify.py
 
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"
