@@ -120,7 +120,6 @@ OPTIMIZERS = {
     "amsgrad": lambda: optax.amsgrad(annealed()),
     "lamb": lambda: optax.lamb(annealed()),
     "nadam": lambda: optax.nadam(annealed()),
-    "optimistic_adam_v2": lambda: optax.optimistic_adam_v2(annealed()),
     "radam": lambda: optax.radam(annealed()),
     "rmsprop": lambda: optax.rmsprop(annealed(), decay=0.999),
     "tracked sgd": lambda: optax.chain(l2m.track_second_moment(0.999), optax.sgd(annealed(0.1))),
