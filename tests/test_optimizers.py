@@ -411,7 +411,9 @@ ALL_BASES = {
     "lion": (lambda: optax.lion(RATE), None),
     "adagrad": (lambda: optax.adagrad(RATE), 1.0),
 }
-NUM_COMPOSITIONS = 40
+# The zeros that apply_every gives between its sums make a mean wrong, but add nothing to a sum.
+ACCUMULATING = ("MultiSteps", "apply_every")
+NUM_COMPOSITIONS = 200
 
 
 def composition(seed):
@@ -429,7 +431,7 @@ def composition(seed):
 @pytest.mark.parametrize("seed", range(NUM_COMPOSITIONS))
 def test_compositions_are_right_or_refused(seed):
     tx, decay, names = composition(seed)
-    k = 2 ** int(np.sum(names == "MultiSteps"))
+    k = 2 ** int(np.sum(np.isin(names, ACCUMULATING)))
     exposed, grads = l2m.expose_second_moment(tx), gradients(steps=3 * k)
     try:
         state = exposed.init(PARAMS)
@@ -437,7 +439,7 @@ def test_compositions_are_right_or_refused(seed):
         assert re.search(r": expected .+, got .+; .+", str(error), re.S)
         return
     assert int(state.count) == 0
-    assert decay is not None and not set(names) & WRONG.keys()
+    assert decay is not None and not set(names) & WRONG.keys() - set(ACCUMULATING)
     moment = run(exposed, PARAMS, grads).read_second_moment()
     assert moment.micro_steps == k
     # The oracle's float32 gradients are averaged twice where MultiSteps is nested.
