@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy import special, stats
 
 from l2m_optax._checks import check_count, complaint, is_concrete
+from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, ArrayLike
 
 # How far from 1 a softmax may sum, where rounding alone takes it past 1e-3: two units of rounding.
@@ -316,8 +317,7 @@ def _hits(probs: Array, labels: Array) -> Array:
 
 def _as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
     """Float32 at least."""
-    dtypes = (jnp.promote_types(jnp.result_type(a), jnp.float32) for a in arrays)
-    return tuple(jnp.asarray(a, dtype) for a, dtype in zip(arrays, dtypes, strict=True))
+    return tuple(jnp.asarray(a, statistics_dtype(a)) for a in arrays)
 
 
 def _check_classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:

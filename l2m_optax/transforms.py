@@ -13,6 +13,7 @@ from l2m_optax._checks import complaint, path_name
 from l2m_optax._moment import SecondMoment, bias_weight, debiased
 from l2m_optax._probe import extended
 from l2m_optax._read import read
+from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, PyTree
 from l2m_optax.identify import Identification, identify
 
@@ -154,7 +155,7 @@ def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
         raise ValueError(complaint("decay", "0 <= decay < 1", str(decay), remedy))
 
     def init(params: PyTree) -> TrackSecondMomentState:
-        nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_float32_at_least(p)), params)
+        nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=statistics_dtype(p)), params)
         return TrackSecondMomentState(jnp.zeros((), jnp.int32), jnp.float32(decay), nu)
 
     def update(
@@ -190,7 +191,3 @@ def _mean_square(path: Any, nu: Array, g: Array) -> Array:
     remedy = "pass gradients like the parameters, or stacked along one leading axis"
     where = path_name(path, "moment_updates")
     raise ValueError(complaint(where, expected, str(squares.shape), remedy))
-
-
-def _float32_at_least(array: Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(array), jnp.float32)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._checks import check_count, complaint, is_concrete
+from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 from l2m_optax.predictive.linearized import output_deviations
@@ -116,7 +117,7 @@ def _tune(
 
 def _categorical_loss(logits: Array, labels: Array) -> Array:
     """Negative log of the mean probability over draws: logits (S, N, K), labels (N,)."""
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    log_probs = jax.nn.log_softmax(logits.astype(statistics_dtype(logits)))
     chosen = jnp.take_along_axis(log_probs, labels[None, :, None], axis=-1)[..., 0]
     return -jnp.mean(jax.nn.logsumexp(chosen, axis=0) - math.log(chosen.shape[0]))
 

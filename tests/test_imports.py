@@ -15,8 +15,8 @@ import l2m_optax
 LAYERS = [
     {"_version", "_types"},
     {"_checks"},
-    {"_tree", "_probe", "_recurrence", "metrics"},
-    {"_moment", "identify"},
+    {"_tree", "_probe", "_recurrence"},
+    {"_moment", "identify", "metrics"},
     {"_read"},
     {"second_moment"},
     {"transforms"},
