@@ -5,6 +5,7 @@ from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
 from l2m_optax.evidence import effective_parameters, log_evidence
+from l2m_optax.examples import ExampleMoments, second_moment_of_examples
 from l2m_optax.identify import Identification, LeafMoment, identify
 from l2m_optax.posterior import (
     DiagonalPosterior,
@@ -17,11 +18,14 @@ from l2m_optax.posterior import (
 )
 from l2m_optax.predictive import (
     Classification,
+    Plan,
     Regression,
     classification,
     linearized,
     monte_carlo,
+    output_covariance,
     output_variance,
+    plan,
     predict,
     regression,
 )
@@ -35,10 +39,12 @@ __all__ = [
     "Classification",
     "Diagnosis",
     "DiagonalPosterior",
+    "ExampleMoments",
     "Fit",
     "FitInfo",
     "Identification",
     "LeafMoment",
+    "Plan",
     "Regression",
     "SecondMoment",
     "__version__",
@@ -59,7 +65,9 @@ __all__ = [
     "log_prob",
     "metrics",
     "monte_carlo",
+    "output_covariance",
     "output_variance",
+    "plan",
     "precision",
     "predict",
     "regression",
@@ -67,6 +75,7 @@ __all__ = [
     "restrict",
     "sample",
     "second_moment",
+    "second_moment_of_examples",
     "track_second_moment",
     "tune",
     "variance",

@@ -71,6 +71,19 @@ def check_floating(tree: PyTree, root: str = "params") -> None:
             )
 
 
+def check_batched(tree: PyTree, root: str = "inputs") -> None:
+    """Refuse trees whose arrays have no common leading axis of examples.
+
+    Raises:
+      ValueError: if leading axes are missing, empty or different.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        got = f"leading axes {sorted(sizes)}"
+        remedy = "give a single example a batch axis: x[None]"
+        raise ValueError(complaint(root, "a common leading axis of examples", got, remedy))
+
+
 def check_alive(tree: PyTree, root: str) -> None:
     """Refuse arrays whose buffers were donated.
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from l2m_optax._checks import check_count, is_concrete, path_name
 from l2m_optax._moment import SecondMoment, debiased, leading
-from l2m_optax._tree import align, broadcast, free, statistics_dtype
+from l2m_optax._tree import align, broadcast, free
 from l2m_optax._types import Array, ArrayLike, PyTree
+from l2m_optax.examples import second_moment_of_examples
 from l2m_optax.posterior import DiagonalPosterior, data_precision
 
 
@@ -139,7 +140,7 @@ def empirical_fisher(
     batch: PyTree,
     *,
     num_data: int,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> PyTree:
     r"""The exact diagonal of the empirical Fisher, $N \cdot \mathrm{mean}_i (\nabla l_i)^2$.
 
@@ -148,7 +149,7 @@ def empirical_fisher(
       params: the parameters.
       batch: a tree of arrays with a leading axis of examples.
       num_data: N, number of training examples.
-      chunk_size: examples whose gradients exist at a time.
+      chunk_size: as in `second_moment_of_examples`, which does the work.
 
     Returns:
       F, a tree like `params`, in float32 at least.
@@ -163,14 +164,9 @@ def empirical_fisher(
       Array(50., dtype=float32)
     """
     check_count("num_data", num_data)
-    check_count("chunk_size", chunk_size)
-
-    def squares(example: PyTree) -> PyTree:
-        gradient = jax.grad(loss_fn)(params, example)
-        return jax.tree.map(lambda g: jnp.square(g.astype(statistics_dtype(g))), gradient)
-
-    each = jax.lax.map(squares, batch, batch_size=chunk_size)
-    return jax.tree.map(lambda g: num_data * jnp.mean(g, axis=0), each)
+    found = second_moment_of_examples(loss_fn, params, batch, chunk_size=chunk_size)
+    scale = num_data / found.num_examples
+    return jax.tree.map(lambda squares: scale * squares, found.sum_of_squares)
 
 
 class _Part(NamedTuple):

@@ -1,0 +1,1 @@
+"""Squared Jacobians without Jacobians, for the layers that multiply by their weights."""
