@@ -43,7 +43,7 @@ def jacobian_of(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree)
 
     Raises:
       TypeError: if the outputs are no single real floating-point array.
-      ValueError: if they have no batch axis, or `apply_fn` holds a tracer of something else.
+      ValueError: if they have no batch axis.
     """
     mean = free_mean(posterior)
     leaves, treedef = jax.tree.flatten(mean)
@@ -58,8 +58,7 @@ def jacobian_of(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree)
         return jnp.ravel(outputs)
 
     example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], inputs))
-    with _explained():
-        program = trace(outputs_of, leaves, example)
+    program = trace(outputs_of, leaves, example)
     return Jacobian(program, find_uses(program, len(leaves)), shape[0])
 
 
@@ -79,7 +78,9 @@ def at(
     )
 
     def roots_of(k: Array) -> list[Array]:
-        (cotangents,) = pull(jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype))
+        # An index out of range, which cannot be refused under `jit`, gives NaN.
+        unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
+        (cotangents,) = pull(jnp.where((k >= 0) & (k < outputs.size), unit, jnp.nan))
         return roots(uses, cotangents, kept)
 
     return roots_of, spread(uses, jax.tree.leaves(free_variance(posterior)), kept)
@@ -90,6 +91,8 @@ def coupling(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree) ->
     few = jax.tree.map(lambda x: x[:4], inputs)
     together = apply_fn(posterior.mean, few)
     alone = jax.vmap(lambda x: apply_fn(posterior.mean, jax.tree.map(lambda y: y[None], x))[0])(few)
+    # One example has no spread of its own, by which it may have been divided.
+    alone = jnp.where(jnp.isnan(alone) & ~jnp.isnan(together), jnp.inf, alone)
     return jnp.max(jnp.abs(together - alone)) / jnp.max(jnp.abs(together))
 
 
@@ -117,8 +120,12 @@ def _check_outputs(outputs: Any) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Say of an error in a user's function where it came from."""
+def explained() -> Iterator[None]:
+    """Say of an error in a user's function where it came from.
+
+    Raises:
+      ValueError: if the function holds a tracer of another transformation.
+    """
     try:
         yield
     except jax.errors.UnexpectedTracerError as error:

@@ -10,7 +10,7 @@ import jax
 from l2m_optax._checks import check_batched, path_name
 from l2m_optax._types import ApplyFn, PyTree
 from l2m_optax.posterior import DiagonalPosterior, free_mean
-from l2m_optax.predictive.jacobian import jacobian_of
+from l2m_optax.predictive.jacobian import explained, jacobian_of
 from l2m_optax.predictive.predict import check_apply_fn
 
 
@@ -80,7 +80,8 @@ def plan(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree) -> Pla
     """
     check_apply_fn(apply_fn)
     check_batched(inputs)
-    uses = jacobian_of(apply_fn, posterior, inputs).uses
+    with explained():
+        uses = jacobian_of(apply_fn, posterior, inputs).uses
     leaves = jax.tree_util.tree_leaves_with_path(free_mean(posterior))
     return Plan(
         {

@@ -13,7 +13,7 @@ import numpy as np
 from l2m_optax._checks import check_batched, check_count, complaint, is_concrete
 from l2m_optax._types import ApplyFn, Array, PyTree
 from l2m_optax.posterior import DiagonalPosterior
-from l2m_optax.predictive.jacobian import at, check_independent, coupling, jacobian_of
+from l2m_optax.predictive.jacobian import at, check_independent, coupling, explained, jacobian_of
 from l2m_optax.predictive.predict import check_apply_fn
 
 _ENTRIES = 2**23
@@ -145,7 +145,8 @@ def _over_inputs(
     if outputs is not None and not jnp.issubdtype(jnp.result_type(outputs), jnp.integer):
         remedy = "pass indices, such as those of jax.lax.top_k"
         raise TypeError(complaint("outputs", "integers", str(jnp.result_type(outputs)), remedy))
-    reduced, size, coupled = _compiled(reduce, apply_fn, posterior, inputs, outputs, chunk_size)
+    with explained():
+        reduced, size, coupled = _compiled(reduce, apply_fn, posterior, inputs, outputs, chunk_size)
     check_independent(coupled)
     _check_in_range(outputs, size)
     return reduced
