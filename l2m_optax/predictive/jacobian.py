@@ -35,7 +35,7 @@ class Jacobian(NamedTuple):
     def entries(self) -> int:
         """About how many numbers exist at a time for each example and output."""
         sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]
-        return sum(use.size for use in self.uses) + max(sizes)
+        return sum(use.size for use in self.uses) + max(sizes, default=0)
 
 
 def jacobian_of(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree) -> Jacobian:
