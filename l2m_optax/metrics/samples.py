@@ -44,7 +44,7 @@ def sample_crps(samples: ArrayLike, targets: ArrayLike) -> Array:
     errors = jnp.sort(draws - targets, axis=0)
     # Of sorted draws, the k-th is subtracted from S - k others, and k - 1 are subtracted from it.
     weights = (2 * jnp.arange(1, size + 1) - size - 1).astype(errors.dtype) / size
-    spread = jnp.tensordot(weights, errors, axes=1) / (size - 1)
+    spread = jnp.tensordot(weights, errors, axes=1, precision="highest") / (size - 1)
     return jnp.mean(jnp.mean(jnp.abs(errors), axis=0) - spread)
 
 
