@@ -156,7 +156,7 @@ def test_posterior_layers_holds_the_precisions_and_leaves_points_out():
 def test_a_released_leaf_is_all_prior():
     ax = plot.posterior_layers(l2m.release(POSTERIOR, "b"))
     ax.figure.canvas.draw()
-    assert [label.get_text() for label in ax.get_yticklabels()][0] == "body.b (8)"
+    assert ax.get_yticklabels()[0].get_text() == "body.b (8)"
     assert ax.texts[0].get_text() == "100%" and ax.get_xlim()[0] > 0
 
 
