@@ -220,7 +220,7 @@ def posterior_layers(posterior: DiagonalPosterior, *, ax: Axes | None = None) ->
     A row a leaf: the median of the data's precision F, its middle 50% (thick) and 90% (thin), and
     the prior precision δ as a bar. Where F is below δ the posterior is mostly prior; the percentage
     on the right is the share of such entries. An F of 0, of an entry that never had a gradient, is
-    left of any logarithmic axis. Points, which have no posterior, are left out.
+    left of any logarithmic axis. Points, which have no posterior, and empty leaves are left out.
 
     Args:
       posterior: a `DiagonalPosterior`.
@@ -244,11 +244,14 @@ def posterior_layers(posterior: DiagonalPosterior, *, ax: Axes | None = None) ->
     """
     data = data_precision(posterior)
     prior = jax.tree.leaves(broadcast(posterior.prior_precision, data))
-    leaves = jax.tree_util.tree_leaves_with_path(data)
-    _require(leaves, "posterior", "a leaf with a second moment", "points only", "release some")
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    precisions = [_numbers(f"F of {n}", f) for n, (_, f) in zip(names, leaves, strict=True)]
-    deltas = [float(_numbers(f"δ of {n}", d)) for n, d in zip(names, prior, strict=True)]
+    names, precisions, deltas = [], [], []
+    for (path, f), delta in zip(jax.tree_util.tree_leaves_with_path(data), prior, strict=True):
+        if f.size:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            names.append(name)
+            precisions.append(_numbers(f"F of {name}", f))
+            deltas.append(float(_numbers(f"δ of {name}", delta)))
+    _require(names, "posterior", "a leaf with a second moment", "points only", "release some")
     ax = _axes(ax, height=1.5 + 0.32 * len(names))
     ax.set_xscale("log")
     rows = np.arange(len(names))

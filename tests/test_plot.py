@@ -160,6 +160,13 @@ def test_a_released_leaf_is_all_prior():
     assert ax.texts[0].get_text() == "100%" and ax.get_xlim()[0] > 0
 
 
+def test_an_empty_leaf_is_left_out():
+    nu = {"none": jnp.zeros((0, 3)), "some": jnp.ones(2)}
+    moment = l2m.SecondMoment(nu=nu)
+    ax = plot.posterior_layers(l2m.laplace(nu, moment, num_data=100, batch_size=10))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["some (2)"]
+
+
 REFUSALS = {
     "logits": ("reliability_diagram", (PROBS * 3, LABELS), "probs: expected rows that sum to 1"),
     "NaN losses": ("risk_coverage", (UNCERTAINTY, LOSSES * np.nan), "losses: expected numbers"),
