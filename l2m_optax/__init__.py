@@ -1,6 +1,6 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
-from l2m_optax import metrics
+from l2m_optax import metrics, plot
 from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
@@ -68,6 +68,7 @@ __all__ = [
     "output_covariance",
     "output_variance",
     "plan",
+    "plot",
     "precision",
     "predict",
     "regression",

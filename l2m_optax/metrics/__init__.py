@@ -1,0 +1,50 @@
+"""Arrays in, scalars and curves out: how good, and how well calibrated, predictions are."""
+
+from l2m_optax.metrics.calibration import (
+    ReliabilityCurve,
+    adaptive_calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    reliability_curve,
+)
+from l2m_optax.metrics.classification import accuracy, brier_score, negative_log_likelihood
+from l2m_optax.metrics.ranking import aupr, auroc, fpr_at_95_tpr
+from l2m_optax.metrics.regression import (
+    gaussian_crps,
+    gaussian_interval,
+    gaussian_negative_log_likelihood,
+    interval_coverage,
+    mean_interval_width,
+    picp,
+    root_mean_squared_error,
+)
+from l2m_optax.metrics.samples import energy_score, sample_crps
+from l2m_optax.metrics.selective import RiskCoverageCurve, aurc, risk_coverage_curve
+
+__all__ = [
+    "ReliabilityCurve",
+    "RiskCoverageCurve",
+    "accuracy",
+    "adaptive_calibration_error",
+    "aupr",
+    "aurc",
+    "auroc",
+    "brier_score",
+    "classwise_calibration_error",
+    "energy_score",
+    "expected_calibration_error",
+    "fpr_at_95_tpr",
+    "gaussian_crps",
+    "gaussian_interval",
+    "gaussian_negative_log_likelihood",
+    "interval_coverage",
+    "maximum_calibration_error",
+    "mean_interval_width",
+    "negative_log_likelihood",
+    "picp",
+    "reliability_curve",
+    "risk_coverage_curve",
+    "root_mean_squared_error",
+    "sample_crps",
+]

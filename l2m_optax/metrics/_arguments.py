@@ -1,0 +1,132 @@
+"""What metrics take, checked and in float32 at least.
+
+What is traced cannot be refused: there, unsound values become NaN, and so does the metric.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._checks import complaint, is_concrete
+from l2m_optax._tree import statistics_dtype
+from l2m_optax._types import Array, ArrayLike
+
+# How far from 1 a softmax may sum, where rounding alone takes it past 1e-3: two units of rounding.
+_SUM_TOLERANCE = {"bfloat16": 2.0**-6, "float16": 2.0**-9}
+
+
+def classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Probabilities (N, K) and labels (N,), or an error; under `jit`, NaN for an unsound row."""
+    (table,), truth = as_statistics(probs), jnp.asarray(labels)
+    remedy = "pass one row of class probabilities an example"
+    filled = table.ndim == 2 and table.size
+    require(filled, "probs", "shape (N, K), not empty", table.shape, remedy)
+    where = "labels"
+    remedy = "pass one integer label an example"
+    require(truth.shape == table.shape[:1], where, f"shape {table.shape[:1]}", truth.shape, remedy)
+    if not jnp.issubdtype(truth.dtype, jnp.integer):
+        raise TypeError(complaint(where, "integers", str(truth.dtype), remedy))
+    require_numbers(probs=table)
+    tolerance = _SUM_TOLERANCE.get(jnp.result_type(probs).name, 1e-3)
+    sums, lows = jnp.sum(table, axis=1), jnp.min(table, axis=1)
+    summed = jnp.abs(sums - 1.0) <= tolerance
+    if is_concrete(table):
+        worst, low = sums[jnp.argmax(jnp.abs(sums - 1.0))], jnp.min(lows)
+        remedy = "pass probabilities, not logits"
+        require(jnp.all(summed), "probs", "rows that sum to 1", f"a sum of {worst:.4g}", remedy)
+        require(low >= 0, "probs", "nothing below 0", f"{low:.4g}", remedy)
+    if is_concrete(truth):
+        low, high = np.asarray(truth).min(), np.asarray(truth).max()
+        in_range = low >= 0 and high < table.shape[1]
+        expected = f"0 to {table.shape[1] - 1}"
+        require(in_range, where, expected, f"{low} to {high}", "number the classes from 0")
+    # A narrow type cannot hold the number of classes with which labels are compared.
+    truth = truth.astype(jnp.int32) if truth.dtype.itemsize < 4 else truth
+    sound = summed & (lows >= 0) & (truth >= 0) & (truth < table.shape[1])
+    return jnp.where(sound[:, None], table, jnp.nan), truth
+
+
+def detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:
+    """Scores and booleans (N,) of both kinds, or an error; under `jit`, NaN beside a bad flag."""
+    (values,), flags = as_statistics(scores), jnp.asarray(positives)
+    remedy = "pass one score and one flag an example"
+    require(
+        values.ndim == 1 and values.size, "scores", "shape (N,), not empty", values.shape, remedy
+    )
+    require_equal_shapes(scores=values, positives=flags)
+    require_numbers(scores=values)
+    if is_concrete(flags):
+        kinds = set(np.unique(np.asarray(flags)).tolist())
+        remedy = "positives are compared with negatives"
+        require(kinds == {0, 1}, "positives", "both 0 and 1", sorted(kinds), remedy)
+    sound = (flags == 0) | (flags == 1)
+    return jnp.where(sound, values, jnp.nan), flags == 1
+
+
+def gaussian(
+    mean: ArrayLike, variance: ArrayLike, targets: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Three arrays of one shape, or an error; under `jit`, NaN for a variance not above 0."""
+    m, v, y = as_statistics(mean, variance, targets)
+    require_equal_shapes(mean=m, variance=v, targets=y)
+    require_numbers(mean=m, variance=v, targets=y)
+    if is_concrete(v):
+        low = np.asarray(v).min()
+        require(low > 0, "variance", "positive values", f"{low:.4g}", "pass variances of outputs")
+    return m, jnp.where(v > 0, v, jnp.nan), y
+
+
+def intervals(lower: ArrayLike, upper: ArrayLike, **others: Array) -> tuple[Array, Array]:
+    """Lower and upper ends, or an error; under `jit`, both NaN where an interval is reversed."""
+    low, high = as_statistics(lower, upper)
+    require_equal_shapes(lower=low, upper=high, **others)
+    require_numbers(lower=low, upper=high, **others)
+    if is_concrete(low) and is_concrete(high):
+        number = int(np.sum(np.asarray(low) > np.asarray(high)))
+        remedy = "swap the ends"
+        require(number == 0, "upper", "no end below lower", f"{number} of {low.size}", remedy)
+    sound = low <= high
+    return jnp.where(sound, low, jnp.nan), jnp.where(sound, high, jnp.nan)
+
+
+def ensemble(samples: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
+    """Finite draws (S, ...), at least 2 of them, and targets (...), or an error."""
+    draws, y = as_statistics(samples, targets)
+    expected = f"shape (S, {', '.join(map(str, y.shape))}) with S at least 2"
+    shaped = draws.shape[1:] == y.shape and draws.ndim and draws.shape[0] >= 2
+    require(y.size, "targets", "at least one entry", y.shape, "pass data")
+    require(shaped, "samples", expected, draws.shape, "pass draws of observations, first axis S")
+    for name, array in {"samples": draws, "targets": y}.items():
+        require_numbers(**{name: array})
+        if is_concrete(array):
+            finite = bool(np.all(np.isfinite(np.asarray(array))))
+            require(finite, name, "finite numbers", "infinite ones", "find where it diverged")
+    return draws, y
+
+
+def as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
+    """Float32 at least."""
+    return tuple(jnp.asarray(a, statistics_dtype(a)) for a in arrays)
+
+
+def require_equal_shapes(**arrays: Array) -> None:
+    (name, first), *others = arrays.items()
+    remedy = f"give it the shape of {name}"
+    require(first.size, name, "at least one entry", first.shape, "pass data")
+    for other, array in others:
+        expected = f"shape {first.shape}"
+        require(array.shape == first.shape, other, expected, array.shape, remedy)
+
+
+def require_numbers(**arrays: Array) -> None:
+    for name, array in arrays.items():
+        if is_concrete(array):
+            number = int(np.sum(np.isnan(np.asarray(array))))
+            got = f"{number} NaN of {array.size}"
+            require(number == 0, name, "numbers", got, "find where the prediction diverged")
+
+
+def require(condition: object, where: str, expected: str, got: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(complaint(where, expected, str(got), remedy))
