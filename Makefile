@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples test-oldest clean
+	bench-examples bench-regression test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -86,6 +86,9 @@ bench-identify: .venv/.dev ## measure what identify costs on 25 million paramete
 
 bench-examples: .venv/.dev ## measure per-example moments against a plain step
 	@$(PY) benchmarks/examples.py
+
+bench-regression: .venv/.dev ## compare predictive distributions on concrete and red wine
+	@$(PY) benchmarks/regression.py
 
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"
