@@ -29,7 +29,8 @@ def adam():
 
 
 def precision_ratio(data, params, state, **kwargs):
-    posterior = l2m.laplace(params, state, num_data=2000, prior_precision=1e-6, **kwargs)
+    moment = l2m.second_moment(state, params, tx=adam())
+    posterior = l2m.laplace(params, moment, num_data=2000, prior_precision=1e-6, **kwargs)
     return np.asarray(l2m.precision(posterior)["w"]) / data.hessian_diagonal
 
 
@@ -95,7 +96,8 @@ def test_evidence_finds_the_noise_without_data_to_spare(regression):
     params, state = train_linear(
         adam(), regression, mean, batch_size=16, steps=STEPS, key=jax.random.key(3)
     )
-    posterior = l2m.laplace(params, state, num_data=2000, batch_size=16, loss_scale=2.0)
+    moment = l2m.second_moment(state, params, tx=adam())
+    posterior = l2m.laplace(params, moment, num_data=2000, batch_size=16, loss_scale=2.0)
     residuals = regression.y - regression.x @ params["w"]
     posterior, info = l2m.fit_noise_variance(posterior, residuals)
     assert bool(info.converged)
