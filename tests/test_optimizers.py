@@ -279,6 +279,17 @@ def test_clipping_is_named(wrapper):
         l2m.identify(WRONG[wrapper](optax.adam(RATE)), PARAMS)
 
 
+@pytest.mark.parametrize("base", [optax.adam, optax.adagrad])
+@pytest.mark.parametrize("threshold", [1.0, 20.0])
+def test_the_size_of_a_clip_is_told(threshold, base):
+    tx = optax.chain(optax.clip_by_global_norm(threshold), base(RATE))
+    with pytest.raises(TypeError) as caught:
+        l2m.identify(tx, PARAMS)
+    given, reached = re.search(r"norm (\S+) reach it with (\S+);", str(caught.value)).groups()
+    assert float(given) > 1e6
+    assert float(reached) == pytest.approx(threshold, rel=1e-2)
+
+
 def test_accumulated_gradients_make_the_batch_larger():
     grads = gradients()
     tx = l2m.expose_second_moment(optax.MultiSteps(optax.adam(RATE), 3))
