@@ -13,9 +13,9 @@ INTRODUCTION = """\
 
 Made by `make docs-optimizers` from `tests/optimizers.py`, whose every row is a test. The verdicts
 are those of `identify`, which runs the optimizer and goes by no name; both
-`second_moment(opt_state, params, tx=tx)` and `expose_second_moment(tx)` follow them. Without `tx` a
-state is taken for what its type most often is: adamax, yogi and adopt keep theirs in Adam's own
-type, so pass `tx`.
+`second_moment(opt_state, params, tx=tx)` and `expose_second_moment(tx)` follow them. Without `tx`
+only types that say what they hold are read: adamax, yogi and adopt keep their states in Adam's own
+type, so that it is refused until `tx` is passed, or `decay`, which vouches for a mean of squares.
 
 An optimizer that is refused gains a second moment from
 `optax.chain(l2m.track_second_moment(0.999), tx)`.

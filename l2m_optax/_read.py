@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._checks import complaint, is_concrete, path_name
+from l2m_optax._factored import rows_and_columns
 from l2m_optax._moment import SecondMoment, bias_weight
 from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, ArrayLike, PyTree
-from l2m_optax.identify import Identification, LeafMoment, rows_and_columns
+from l2m_optax.identify import Identification, LeafMoment
 
 _KEY = re.compile(r"(?P<quoted>\['[^']*'\])|\.(?P<field>\w+)|\[(?P<index>\d+)\]")
 _NEGLIGIBLE = 0.01

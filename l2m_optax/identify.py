@@ -17,6 +17,8 @@ import numpy as np
 
 from l2m_optax import _recurrence
 from l2m_optax._checks import complaint, path_name
+from l2m_optax._clipping import clipping_effect
+from l2m_optax._factored import factored_shapes, rows_and_columns
 from l2m_optax._probe import (
     JUMPS,
     SCALES,
@@ -197,19 +199,6 @@ def _as_held(
         return moment._replace(kind="factored")
     expected = f"an array of shape {shape}"
     raise TypeError(complaint(f"opt_state{moment.path}", expected, str(held[moment.path]), _TRACK))
-
-
-def rows_and_columns(path: str) -> tuple[str, str]:
-    """Where adafactor keeps the mean over columns and over rows of what is not at `path`."""
-    field = re.compile(r"\.v(?=\[|\.|$)")
-    return field.sub(".v_row", path, count=1), field.sub(".v_col", path, count=1)
-
-
-def factored_shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of both: the two longest axes are averaged over, the longest for the rows."""
-    second, longest = (int(axis) for axis in np.argsort(shape)[-2:])
-    row = tuple(np.delete(shape, longest).tolist())
-    return row, tuple(np.delete(shape, second).tolist())
 
 
 def _assign(probe: Probe) -> tuple[LeafMoment | None, ...] | str:
@@ -395,9 +384,11 @@ def _counts(n: np.ndarray) -> bool:
 def _refuse(tx: Any, params: PyTree, probe: Probe, reason: str) -> NoReturn:
     """Say why, as far as tiny gradients, parameters of 0 and the state's types can tell."""
     names = ", ".join(sorted({type(node).__name__ for node in _nodes(_state(tx, params))}))
-    if not isinstance(_assign(_tiny(probe)), str):
-        got = "one of gradients that are clipped when they are large"
-        remedy = f"{_TRACK}, or wrap only what stands behind the clipping"
+    behind = _assign(_tiny(probe))
+    if not isinstance(behind, str):
+        effect = clipping_effect(probe, sorted({m.path for m in behind if m is not None}))
+        got = f"one of gradients that are clipped when they are large: {effect}"
+        remedy = f"{_TRACK}, before the clipping"
     elif not isinstance(_assign(_record(tx, params, size=0.0)), str):
         got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {_TRACK}"

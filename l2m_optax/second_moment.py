@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,16 +57,19 @@ def second_moment(
     Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
     amsgrad, rmsprop (plain, centered, with bias correction) and this package's transformations, at
     any depth of `optax.chain`, `optax.named_chain`, `optax.inject_hyperparams` and a flax
-    ``TrainState.opt_state``. A type does not say all: adamax, yogi and adopt, whose moments are
-    others, keep the state of Adam, and no state shows what was clipped or accumulated before it.
-    Pass ``tx=`` whenever it is at hand.
+    ``TrainState.opt_state``. A type does not say all. Adamax, yogi and adopt, whose moments are
+    others, keep the state of Adam, which is refused therefore unless the caller vouches by `decay`
+    for a mean of squares, or `optax.inject_hyperparams` shows that it is of Adam's family. And no
+    state shows what was clipped or accumulated before it. Pass ``tx=`` whenever it is at hand.
 
     Args:
       opt_state: the state, or any pytree that holds exactly one state of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
       tx: the transformation that made the state.
-      decay: decay of the squares (Adam's `b2`, 0.999 by default). The states of optax do not hold
-        it, so it is asked for as long as it matters: until ``0.999**count`` is below 1%.
+      decay: decay of the squares (Adam's `b2`, 0.999 by default), by which the caller vouches that
+        the state holds a running mean of them. The states of optax do not hold it, so that without
+        `tx` Adam's asks for it always, those of amsgrad and rmsprop as long as it matters: until
+        ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
       count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`,
         adagrad).
@@ -75,10 +78,10 @@ def second_moment(
       The `SecondMoment`.
 
     Raises:
-      TypeError: if no state of a known type is found, or more than one; if `tx` keeps no second
-        moment that can be read.
+      TypeError: if no state of a known type is found, or more than one; if its type does not say
+        what it holds; if `tx` keeps no second moment that can be read.
       ValueError: if the state was never updated, the decay or the count is needed and missing, a
-        buffer was donated, or `params` does not match.
+        decay is not in [0, 1), a buffer was donated, or `params` does not match.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -93,6 +96,8 @@ def second_moment(
     Reference:
       Kingma & Ba, Adam (2015), section 3; Perone, Silveira & Paula, L2M (arXiv 2107.04695).
     """
+    _check_decay("decay", decay)
+    _check_decay("mean_decay", mean_decay)
     if tx is not None:
         like = _find(opt_state).moment.nu if params is None else params
         found = identify(tx, like)
@@ -113,7 +118,22 @@ def _by_type(
 ) -> tuple[str, SecondMoment]:
     """The moment of the one state of a known type, and its path."""
     found = _find(opt_state)
+    _check_whole(found)
     return f"{found.path}.nu", _debias(found, decay, mean_decay, count)
+
+
+def _check_whole(found: _Found) -> None:
+    """What a mask left out may be frozen, or have its moment in another part of the state."""
+    nodes = jax.tree.leaves(found.moment.nu, is_leaf=_is_masked)
+    holes = sum(_is_masked(node) for node in nodes)
+    if holes:
+        remedy = "pass tx=, which shows whether they have a moment elsewhere or are points"
+        got = f"{holes} masked out"
+        raise TypeError(complaint(f"{found.path}.nu", "a moment of every leaf", got, remedy))
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _warn_of_low_precision(nu: PyTree) -> None:
@@ -130,18 +150,21 @@ def _warn_of_low_precision(nu: PyTree) -> None:
 
 
 class _Layout(NamedTuple):
-    """The fields of one type of state, and the hyperparameters behind its decays."""
+    """The fields of one type of state, and the hyperparameters behind its decays.
+
+    `shared` is whether others keep something else in the same type.
+    """
 
     mu: str | None
     steps: str | None
     decay: str
     mean_decay: str
+    shared: bool = False
 
 
-_ADAM = _Layout("mu", "count", "b2", "b1")
 _LAYOUTS = {
-    "ScaleByAdamState": _ADAM,
-    "ScaleByAmsgradState": _ADAM,
+    "ScaleByAdamState": _Layout("mu", "count", "b2", "b1", shared=True),
+    "ScaleByAmsgradState": _Layout("mu", "count", "b2", "b1"),
     "ScaleByRmsState": _Layout(None, None, "decay", "decay"),
     "ScaleByRmsWithCountState": _Layout(None, "count", "decay", "decay"),
     "ScaleByRStdDevState": _Layout("mu", None, "decay", "decay"),
@@ -152,13 +175,17 @@ _READ = "adam(w), nadam(w), radam, lamb, amsgrad, rmsprop"
 
 
 class _Found(NamedTuple):
-    """A state of a known type: its path, what it holds, and decays that stand beside it."""
+    """A state of a known type: its path, what it holds, and decays that stand beside it.
+
+    `certain` is whether type and surroundings say that it is a mean of squares.
+    """
 
     path: str
     moment: SecondMoment
     decay: ArrayLike | None = None
     mean_decay: ArrayLike | None = None
     needs_debiasing: bool = True
+    certain: bool = True
 
 
 def _find(opt_state: PyTree) -> _Found:
@@ -168,7 +195,7 @@ def _find(opt_state: PyTree) -> _Found:
         return hits[0]
     if hits:
         got = f"{len(hits)}: " + ", ".join(hit.path for hit in hits)
-        remedy = "pass the part of the state that you want read"
+        remedy = "pass tx=, or the part of the state that you want read"
         raise TypeError(complaint("opt_state", "one second moment", got, remedy))
     names = sorted({type(node).__name__ for node in _named_nodes(opt_state)})
     raise TypeError(
@@ -189,15 +216,30 @@ def _walk(state: PyTree, path: str, hyperparams: Mapping[str, ArrayLike]) -> Ite
             moment = node if isinstance(node, SecondMoment) else node.read_second_moment()
             yield _Found(here, moment, needs_debiasing=False)
         elif _is_injected(node):
-            yield from _walk(node.inner_state, f"{here}.inner_state", node.hyperparams)
+            yield from _walk(node.inner_state, f"{here}.inner_state", _constants(node))
         elif _is_listed(node):
             layout = _LAYOUTS[type(node).__name__]
             count = None if layout.steps is None else getattr(node, layout.steps)
             mu = None if layout.mu is None else getattr(node, layout.mu)
             moment = SecondMoment(node.nu, count=count, mu=mu)
             yield _Found(
-                here, moment, hyperparams.get(layout.decay), hyperparams.get(layout.mean_decay)
+                here,
+                moment,
+                hyperparams.get(layout.decay),
+                hyperparams.get(layout.mean_decay),
+                certain=not layout.shared or _is_of_adams_family(hyperparams),
             )
+
+
+def _is_of_adams_family(hyperparams: Mapping[str, ArrayLike]) -> bool:
+    """Adamax, yogi and adopt take no `eps_root`; `scale_by_yogi` does, and an accumulator."""
+    return "eps_root" in hyperparams and "initial_accumulator_value" not in hyperparams
+
+
+def _constants(node: Any) -> dict[str, ArrayLike]:
+    """The hyperparameters that no schedule moves: the value held is the one that was used."""
+    scheduled = getattr(node, "hyperparams_states", {})
+    return {name: value for name, value in node.hyperparams.items() if name not in scheduled}
 
 
 def _is_listed(node: Any) -> bool:
@@ -237,7 +279,10 @@ def _debias(
     check_updated(found.path, count)
     if not found.needs_debiasing:
         return moment
+    if not found.certain and decay is None:
+        _refuse_ambiguous(found.path)
     decay = found.decay if decay is None else decay
+    _check_decay(f"{found.path}: hyperparams", decay)
     mean_decay = found.mean_decay if mean_decay is None else mean_decay
     if count is None:
         raise ValueError(
@@ -257,6 +302,26 @@ def _debias(
     )
 
 
+def _refuse_ambiguous(path: str) -> NoReturn:
+    expected = "a state whose type says what it holds"
+    got = "ScaleByAdamState, which adamax, yogi and adopt keep as well as adam"
+    remedy = (
+        "pass tx=, the optimizer, or vouch for a running mean of squares by decay=0.999 (optax's "
+        "default b2), to l2m_optax.second_moment"
+    )
+    raise TypeError(complaint(path, expected, got, remedy))
+
+
+def _check_decay(where: str, decay: ArrayLike | None) -> None:
+    """A decay of 1, to which bfloat16 rounds 0.999, makes every weight 0."""
+    if decay is None or not is_concrete(decay):
+        return
+    values = np.asarray(decay, np.float64)
+    if not np.all((values >= 0) & (values < 1)):
+        remedy = "0.999 is usual; optax.inject_hyperparams keeps it if hyperparam_dtype is float32"
+        raise ValueError(complaint(where, "0 <= decay < 1", str(decay), remedy))
+
+
 def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
     """An unknown decay may be passed over only when no usual one could matter."""
     if not is_concrete(count):
@@ -266,7 +331,7 @@ def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
     else:
         return
     remedy = (
-        "the mean is still biased towards 0 by 1 - decay**count: pass decay=0.999 (optax's default "
-        "b2 for Adam; 0.9 for rmsprop) to l2m_optax.second_moment, or tx="
+        "the mean is still biased towards 0 by 1 - decay**count: pass tx=, or decay=0.999 (optax's "
+        "default for amsgrad; 0.9 for rmsprop), to l2m_optax.second_moment"
     )
     raise ValueError(complaint(f"{path}.nu", "the decay of the running mean", got, remedy))

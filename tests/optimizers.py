@@ -56,3 +56,20 @@ REFUSED = {
     "sophia": "a Hessian",
     "yogi": "no mean, in Adam's own state",
 }
+# Public, and no optimizers: what they are instead.
+NOT_OPTIMIZERS = {
+    "a wrapper or a container": (
+        "apply_if_finite chain conditionally_mask conditionally_transform flatten "
+        "inject_hyperparams inject_stateful_hyperparams lookahead masked multi_transform "
+        "named_chain partition selective_transform with_extra_args_support mechanize sam "
+        "schedule_free split_real_and_imaginary"
+    ),
+    "a transformation of gradients, to be chained": (
+        "adaptive_grad_clip add_decayed_weights add_noise apply_every centralize clip "
+        "clip_by_block_rms clip_by_global_norm differentially_private_aggregate ema freeze "
+        "identity keep_params_nonnegative normalize normalize_by_update_norm reduce_on_plateau "
+        "scale set_to_zero stateless stateless_with_tree_map trace zero_nans"
+    ),
+    "an observer": "measure_with_ema snapshot",
+    "it needs gradients of each example": "dpsgd",
+}

@@ -13,10 +13,11 @@ import l2m_optax
 # From the bottom up. A module imports from strictly lower layers only; those of one folder, which
 # count as one module here, may import each other as long as there is no cycle.
 LAYERS = [
-    {"_version", "_types"},
+    {"_version", "_types", "_factored"},
     {"_checks"},
     {"_tree", "_probe", "_recurrence"},
-    {"_moment", "identify", "metrics", "factorized"},
+    {"_moment", "_clipping", "metrics", "factorized"},
+    {"identify"},
     {"_read", "examples"},
     {"second_moment"},
     {"transforms"},

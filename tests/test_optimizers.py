@@ -17,7 +17,7 @@ from flax.core import freeze
 from flax.serialization import to_state_dict
 from flax.training.train_state import TrainState
 from optax import contrib
-from optimizers import CORRECTED, READ, REFUSED
+from optimizers import CORRECTED, NOT_OPTIMIZERS, READ, REFUSED
 
 import l2m_optax as l2m
 
@@ -37,13 +37,6 @@ VARIANTS = {
     "rmsprop centered": (lambda: optax.rmsprop(RATE, centered=True), 0.9),
     "rmsprop bias_correction": (lambda: optax.rmsprop(RATE, bias_correction=True), 0.9),
     "rmsprop initial_scale": (lambda: optax.rmsprop(RATE, initial_scale=0.5), 0.9),
-}
-WRAPPING = {"dpsgd", "schedule_free", "scale_by_learning_rate", "scale_by_madgrad"}
-WRAPPING |= {
-    "scale_by_polyak",
-    "scale_by_rprop",
-    "scale_by_backtracking_linesearch",
-    "scale_by_zoom_linesearch",
 }
 
 
@@ -89,18 +82,23 @@ def assert_close(moment, expected, rtol=1e-5):
     )
 
 
-def public_optimizers():
+def public_transformations():
+    """Whatever says that it returns a transformation, or takes a learning rate."""
     for module in (optax, contrib):
         for name, function in vars(module).items():
             if inspect.isfunction(function) and not name.startswith("_"):
-                parameters = inspect.signature(function).parameters
-                if any("learning_rate" in p for p in parameters):
+                signature = inspect.signature(function)
+                returns = "GradientTransformation" in str(signature.return_annotation)
+                if returns or any("learning_rate" in p for p in signature.parameters):
                     yield name
 
 
 def test_no_public_optimizer_is_missing():
-    known = READ.keys() | CORRECTED.keys() | REFUSED.keys() | WRAPPING
-    assert set(public_optimizers()) - known == set()
+    known = READ.keys() | CORRECTED.keys() | REFUSED.keys()
+    known |= set(" ".join(NOT_OPTIMIZERS.values()).split())
+    # The parts that the optimizers are made of.
+    found = {name for name in public_transformations() if not name.startswith("scale_by_")}
+    assert found - known == set()
 
 
 def test_the_table_in_the_docs_is_in_step():
@@ -277,6 +275,17 @@ def test_weight_decay_is_named():
 def test_clipping_is_named(wrapper):
     with pytest.raises(TypeError, match="clipped when they are large"):
         l2m.identify(WRONG[wrapper](optax.adam(RATE)), PARAMS)
+
+
+@pytest.mark.parametrize("base", [optax.adam, optax.adagrad])
+@pytest.mark.parametrize("threshold", [1.0, 20.0])
+def test_the_size_of_a_clip_is_told(threshold, base):
+    tx = optax.chain(optax.clip_by_global_norm(threshold), base(RATE))
+    with pytest.raises(TypeError) as caught:
+        l2m.identify(tx, PARAMS)
+    given, reached = re.search(r"norm (\S+) reach it with (\S+);", str(caught.value)).groups()
+    assert float(given) > 1e6
+    assert float(reached) == pytest.approx(threshold, rel=1e-2)
 
 
 def test_accumulated_gradients_make_the_batch_larger():

@@ -40,6 +40,10 @@ def donated():
     return state
 
 
+def injected_low():
+    return optax.inject_hyperparams(optax.adam, hyperparam_dtype=jnp.bfloat16)(1e-3, b2=0.999)
+
+
 TWO = optax.chain(optax.scale_by_adam(), optax.scale_by_rms())
 
 REFUSALS = {
@@ -131,13 +135,28 @@ REFUSALS = {
         ValueError,
         "opt_state.count: expected at least one update",
     ),
-    "decay unknown": (
+    "Adam's own state": (
         lambda: build(trained(optax.adam(1e-3))),
+        TypeError,
+        "opt_state[0]: expected a state whose type says what it holds, got ScaleByAdamState",
+    ),
+    "decay of 1": (
+        lambda: l2m.second_moment(trained(optax.adam(1e-3)), decay=1.0),
+        ValueError,
+        "decay: expected 0 <= decay < 1, got 1.0",
+    ),
+    "injected decay rounded to 1": (
+        lambda: l2m.second_moment(trained(injected_low())),
+        ValueError,
+        "hyperparams: expected 0 <= decay < 1",
+    ),
+    "decay unknown": (
+        lambda: build(trained(optax.amsgrad(1e-3))),
         ValueError,
         "opt_state[0].nu: expected the decay of the running mean, got none, after only 1 updates",
     ),
     "decay unknown under jit": (
-        lambda: jax.jit(l2m.second_moment)(trained(optax.adam(1e-3))),
+        lambda: jax.jit(l2m.second_moment)(trained(optax.amsgrad(1e-3))),
         ValueError,
         "a traced count and no decay",
     ),

@@ -139,8 +139,37 @@ def test_train_state_and_frozen_dicts_are_read(run_params, grads):
 
 
 def test_long_training_needs_no_decay(run_params):
-    state = optax.tree_utils.tree_set(optax.adam(1e-3).init(run_params), count=jnp.int32(5000))
+    state = optax.tree_utils.tree_set(optax.amsgrad(1e-3).init(run_params), count=jnp.int32(5000))
     assert float(l2m.second_moment(state).weight) == 1.0
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax", "adamaxw", "yogi", "adopt"])
+def test_a_type_that_many_share_is_refused_however_long_it_trained(name, run_params):
+    tx = getattr(optax, name, None) or getattr(optax.contrib, name)
+    for state in (
+        tx(1e-3).init(run_params),
+        optax.inject_hyperparams(tx)(learning_rate=1e-3).init(run_params),
+    ):
+        trained = jax.tree.map(lambda x: jnp.int32(5000) if x.dtype == jnp.int32 else x, state)
+        if name == "adam" and hasattr(state, "hyperparams"):
+            assert float(l2m.second_moment(trained).decay) == np.float32(0.999)
+            continue
+        with pytest.raises(TypeError, match=r"adamax, yogi and adopt keep .*pass tx="):
+            l2m.second_moment(trained)
+        assert l2m.second_moment(trained, decay=0.999).decay == 0.999
+
+
+def test_scale_by_yogi_is_not_taken_for_adam(run_params, grads):
+    state = run(optax.inject_hyperparams(optax.scale_by_yogi)(b2=0.9), run_params, grads)
+    with pytest.raises(TypeError, match="pass tx="):
+        l2m.second_moment(state)
+
+
+def test_a_scheduled_decay_is_not_read_off_the_hyperparameters(run_params, grads):
+    schedule = optax.linear_schedule(0.9, 0.99, 10)
+    tx = optax.inject_hyperparams(optax.amsgrad)(1e-3, b2=schedule)
+    with pytest.raises(ValueError, match="expected the decay"):
+        l2m.second_moment(run(tx, run_params, grads))
 
 
 def test_bias_is_undone_without_cancellation():
