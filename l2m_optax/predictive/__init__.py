@@ -1,5 +1,12 @@
 """What a posterior says about new inputs."""
 
+from l2m_optax.predictive.closed_form import (
+    laplace_bridge,
+    mean_field_0,
+    mean_field_1,
+    mean_field_2,
+    probit,
+)
 from l2m_optax.predictive.linearized import linearized
 from l2m_optax.predictive.predict import monte_carlo, predict
 from l2m_optax.predictive.summaries import (
@@ -14,9 +21,14 @@ __all__ = [
     "Classification",
     "Regression",
     "classification",
+    "laplace_bridge",
     "linearized",
+    "mean_field_0",
+    "mean_field_1",
+    "mean_field_2",
     "monte_carlo",
     "output_variance",
     "predict",
+    "probit",
     "regression",
 ]
