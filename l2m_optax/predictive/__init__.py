@@ -1,5 +1,12 @@
 """What a posterior says about new inputs."""
 
+from l2m_optax.predictive.closed_form import (
+    laplace_bridge,
+    mean_field_0,
+    mean_field_1,
+    mean_field_2,
+    probit,
+)
 from l2m_optax.predictive.linearized import linearized
 from l2m_optax.predictive.plan import Plan, plan
 from l2m_optax.predictive.predict import monte_carlo, predict
@@ -16,11 +23,16 @@ __all__ = [
     "Plan",
     "Regression",
     "classification",
+    "laplace_bridge",
     "linearized",
+    "mean_field_0",
+    "mean_field_1",
+    "mean_field_2",
     "monte_carlo",
     "output_covariance",
     "output_variance",
     "plan",
     "predict",
+    "probit",
     "regression",
 ]
