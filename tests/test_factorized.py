@@ -87,6 +87,12 @@ CASES = {
         normal(5, 2, 3),
         FACTORISED,
     ),
+    "repeated": Case(
+        lambda w, x: jnp.einsum("nga,gab->ngb", x, jnp.broadcast_to(w, (2, 4, 3))).sum(1) ** 2,
+        W,
+        normal(5, 2, 4),
+        FORMED,
+    ),
     "inside jit": Case(lambda w, x: jax.jit(lambda a, b: jnp.sin(a @ b))(x, w), W, X, FACTORISED),
     "inside remat": Case(jax.checkpoint(lambda w, x: jnp.sin(x @ w)), W, X, FACTORISED),
     "before a custom_jvp": Case(lambda w, x: jax.nn.relu(x @ w), W, X, FACTORISED),
