@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples bench-regression bench-variance test-oldest clean
+	bench-examples bench-regression bench-calibration bench-variance test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -89,6 +89,9 @@ bench-examples: .venv/.dev ## measure per-example moments against a plain step
 
 bench-regression: .venv/.dev ## compare predictive distributions on concrete and red wine
 	@$(PY) benchmarks/regression.py
+
+bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNIST
+	@$(PY) benchmarks/calibration.py
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py
