@@ -10,10 +10,10 @@ Memory is what the compiled program allocates beside its arguments and results, 
 
 The peer is optional. Next to the package's own `[demo]` extra, in the same environment:
 
-    python -m pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    python -m pip install torch==2.13.0
     python -m pip install --no-deps laplace-torch==0.3 asdfghjkl backpack-for-pytorch \
         curvlinops-for-pytorch torchmetrics lightning-utilities einops einconv unfoldNd \
-        linear_operator jaxtyping wadler_lindig mpmath
+        linear_operator jaxtyping wadler_lindig mpmath opt-einsum tqdm packaging
 """
 
 import argparse
