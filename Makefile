@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	test-oldest clean
+	bench-temperature test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -83,6 +83,9 @@ bench-batch-size: .venv/.dev ## study F against the batch size, at fixed weights
 
 bench-identify: .venv/.dev ## measure what identify costs on 25 million parameters
 	@$(PY) benchmarks/identify.py
+
+bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
+	@$(PY) benchmarks/temperature.py
 
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"

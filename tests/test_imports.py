@@ -26,6 +26,7 @@ LAYERS = [
     {"evidence"},
     {"prior"},
     {"tuning"},
+    {"temperature"},
 ]
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
 
