@@ -7,7 +7,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples bench-regression bench-calibration bench-variance test-oldest clean
+	bench-examples bench-regression bench-calibration bench-temperature bench-variance \
+	test-oldest clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -95,6 +96,9 @@ bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNI
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py
+
+bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
+	@$(PY) benchmarks/temperature.py
 
 test-oldest: .venv-oldest/.test ## run the tests on the oldest supported versions
 	@echo "Running the tests on the oldest supported versions"

@@ -37,6 +37,7 @@ from l2m_optax.predictive import (
 from l2m_optax.prior import Fit, FitInfo, fit_noise_variance, fit_prior_precision
 from l2m_optax.sampling import entropy, log_prob, sample
 from l2m_optax.second_moment import second_moment
+from l2m_optax.temperature import fit_temperature
 from l2m_optax.transforms import expose_second_moment, track_second_moment
 from l2m_optax.tuning import tune
 
@@ -63,6 +64,7 @@ __all__ = [
     "expose_second_moment",
     "fit_noise_variance",
     "fit_prior_precision",
+    "fit_temperature",
     "identify",
     "laplace",
     "laplace_bridge",

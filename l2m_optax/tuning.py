@@ -75,7 +75,7 @@ def tune(
     check_apply_fn(apply_fn)
     check_count("num_samples", num_samples)
     _check_bounds(bounds)
-    _check_targets(apply_fn, posterior, inputs, targets)
+    check_targets(apply_fn, posterior, inputs, targets)
     key = jax.random.key(0) if key is None else key
     unit = posterior._replace(temperature=jnp.ones(()))
     value, steps, edge = _tune(
@@ -103,7 +103,7 @@ def _tune(
 
         def loss(log_temperature: Array) -> Array:
             logits = outputs + jnp.exp(0.5 * log_temperature) * deviations
-            return _categorical_loss(logits, targets)
+            return categorical_loss(logits, targets)
     else:
         outputs = apply_fn(posterior.mean, inputs)
         epistemic = output_variance(apply_fn, posterior, inputs, chunk_size=chunk_size)
@@ -112,17 +112,17 @@ def _tune(
             total = posterior.noise_variance + jnp.exp(log_temperature) * epistemic
             return jnp.mean(0.5 * (jnp.log(total) + jnp.square(targets - outputs) / total))
 
-    return _search(loss, math.log(bounds[0]), math.log(bounds[1]))
+    return search(loss, math.log(bounds[0]), math.log(bounds[1]))
 
 
-def _categorical_loss(logits: Array, labels: Array) -> Array:
+def categorical_loss(logits: Array, labels: Array) -> Array:
     """Negative log of the mean probability over draws: logits (S, N, K), labels (N,)."""
     log_probs = jax.nn.log_softmax(logits.astype(statistics_dtype(logits)))
     chosen = jnp.take_along_axis(log_probs, labels[None, :, None], axis=-1)[..., 0]
     return -jnp.mean(jax.nn.logsumexp(chosen, axis=0) - math.log(chosen.shape[0]))
 
 
-def _search(loss: Callable[[Array], Array], low: float, high: float) -> tuple[Array, Array, Array]:
+def search(loss: Callable[[Array], Array], low: float, high: float) -> tuple[Array, Array, Array]:
     """The best of a grid, then of a finer grid between its neighbours, and so on."""
     grid = jnp.linspace(low, high, _POINTS)
     edge = jnp.zeros((), bool)
@@ -146,7 +146,7 @@ def _check_bounds(bounds: tuple[float, float]) -> None:
         raise ValueError(complaint("bounds", "0 < low < high", str(bounds), remedy))
 
 
-def _check_targets(
+def check_targets(
     apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree, targets: ArrayLike
 ) -> None:
     """Labels must index the outputs; real targets must have their shape."""

@@ -34,6 +34,11 @@ FUNCTIONS = {
     "effective_parameters": l2m.effective_parameters,
     "fit_prior_precision": l2m.fit_prior_precision,
     "fit_noise_variance": lambda p: l2m.fit_noise_variance(p, jnp.linspace(-1, 1, 500)),
+    "fit_temperature": lambda p: (
+        l2m.fit_temperature(
+            p, network, jnp.tile(INPUTS, (2, 1)), jnp.tile(LABELS, 2), num_data=50
+        ).info
+    ),
     "tune": lambda p: l2m.tune(p, network, INPUTS, LABELS, num_samples=4).info,
     "restrict": lambda p: l2m.variance(l2m.restrict(p, "head")),
 }

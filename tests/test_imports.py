@@ -27,6 +27,7 @@ LAYERS = [
     {"evidence", "plot"},
     {"prior"},
     {"tuning"},
+    {"temperature"},
 ]
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
 OPTIONAL = {"plot": {"matplotlib"}}  # imported by its functions, not with the package
