@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import l2m_optax as l2m
 from l2m_optax import metrics
-from l2m_optax.temperature import prior_gram, softmax_root
+from l2m_optax.temperature import joint_covariance, softmax_root
 
 CLOTHES = Path(__file__).parents[1] / "notebooks" / "data" / "fashion_mnist_subset.npz"
 INPUTS = 300
@@ -158,7 +158,8 @@ def full_covariance(case: Case) -> tuple[np.ndarray, np.ndarray]:
     x = case.few.x
     weight = len(case.task.train.y) / len(x)
     root = np.float64(softmax_root(apply_fn(case.posterior.mean, x))) * math.sqrt(weight)
-    gram = np.float64(prior_gram(case.posterior, apply_fn, x))
+    prior = case.posterior._replace(data_scale=jnp.zeros(()))
+    gram = np.float64(joint_covariance(prior, apply_fn, x))
     size = len(x) * 10
     cross = np.einsum("iak,iajb->ikjb", root, gram, optimize=True).reshape(size, size)
     whitened = np.einsum("sjb,jbl->sjl", cross.reshape(size, -1, 10), root).reshape(size, size)
