@@ -44,7 +44,7 @@ rm -rf $(1) && "$$python" -m venv $(1)
 endef
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## run the quickstart, notebooks/01_quickstart.py
 	@echo "Running notebooks/01_quickstart.py"

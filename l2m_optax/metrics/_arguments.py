@@ -111,6 +111,7 @@ def as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
 
 
 def require_equal_shapes(**arrays: Array) -> None:
+    """Refuse empty arrays, and those that are not in the shape of the first."""
     (name, first), *others = arrays.items()
     remedy = f"give it the shape of {name}"
     require(first.size, name, "at least one entry", first.shape, "pass data")
@@ -120,6 +121,7 @@ def require_equal_shapes(**arrays: Array) -> None:
 
 
 def require_numbers(**arrays: Array) -> None:
+    """Refuse NaN; traced arrays pass."""
     for name, array in arrays.items():
         if is_concrete(array):
             number = int(np.sum(np.isnan(np.asarray(array))))
@@ -128,5 +130,6 @@ def require_numbers(**arrays: Array) -> None:
 
 
 def require(condition: object, where: str, expected: str, got: object, remedy: str) -> None:
+    """Refuse whatever does not meet the condition."""
     if not condition:
         raise ValueError(complaint(where, expected, str(got), remedy))
