@@ -177,7 +177,6 @@ def peer(posterior, inputs, variance) -> tuple[float, float] | None:
     They are measured on `PEER_INPUTS` of the inputs, in batches, and scaled up linearly.
     """
     try:
-        import laplace
         import torch
     except ImportError:
         return None
@@ -192,20 +191,44 @@ def peer(posterior, inputs, variance) -> tuple[float, float] | None:
         layers += [linear, torch.nn.ReLU()]
         precisions += [np.array(f_kernel.T).ravel(), np.array(f_bias)]
     model = torch.nn.Sequential(*layers[:-1])
+    seconds, probs = glm(model, np.concatenate(precisions), posterior.mean[-1][1].size, inputs)
+    logits = mlp(posterior.mean, inputs[:PEER_INPUTS])
+    difference = np.abs(probs - np.asarray(l2m.probit(logits, variance[:PEER_INPUTS])))
+    return seconds, float(difference.max())
+
+
+def peer_lenet(images) -> float | None:
+    """Seconds of laplace-torch for the layers of `LeNet`, with weights of its own."""
+    try:
+        from torch import nn as tnn
+    except ImportError:
+        return None
+    model = tnn.Sequential(
+        *(tnn.Conv2d(1, 6, 5, padding="same"), tnn.Tanh(), tnn.AvgPool2d(2)),
+        *(tnn.Conv2d(6, 16, 3, padding="same"), tnn.Tanh(), tnn.AvgPool2d(2)),
+        *(tnn.Flatten(), tnn.Linear(64, 120), tnn.Tanh(), tnn.Linear(120, 84), tnn.Tanh()),
+        tnn.Linear(84, 10),
+    )
+    size = sum(p.numel() for p in model.parameters())
+    return glm(model, np.ones(size, np.float32), 10, np.moveaxis(images, -1, 1))[0]
+
+
+def glm(model, precision, outputs: int, inputs) -> tuple[float, np.ndarray]:
+    """Seconds of laplace-torch for all inputs, and probabilities of those that were measured."""
+    import laplace
+    import torch
+
     fitted = laplace.DiagLaplace(model, "classification", prior_precision=PRIOR)
-    fitted.H = torch.tensor(np.concatenate(precisions))  # in place of fit: the same posterior
+    fitted.H = torch.tensor(precision)  # in place of fit: the same posterior
     fitted.mean = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    fitted.n_outputs = model.output_size = posterior.mean[-1][1].size
+    fitted.n_outputs = model.output_size = outputs
     batches = torch.tensor(np.array(inputs[:PEER_INPUTS])).split(PEER_BATCH)
 
     def predict():
         return [fitted(x, pred_type="glm", link_approx="probit") for x in batches]
 
     probs = torch.cat(predict()).numpy()
-    logits = mlp(posterior.mean, inputs[:PEER_INPUTS])
-    difference = np.abs(probs - np.asarray(l2m.probit(logits, variance[:PEER_INPUTS])))
-    seconds = median_seconds(predict) * len(inputs) / PEER_INPUTS
-    return seconds, float(difference.max())
+    return median_seconds(predict) * len(inputs) / PEER_INPUTS, probs
 
 
 # Parts
@@ -312,6 +335,8 @@ def part_networks(limit: int) -> None:
         params = jax.jit(model.init)(jax.random.key(0), inputs[:1])
         cases[name] = (model.apply, posterior_of(params), inputs)
     compared("network", cases, limit)
+    theirs = peer_lenet(images)
+    print(f"\nlaplace-torch on LeNet: {'not installed' if theirs is None else f'{theirs:.1f} s'}")
 
 
 def part_many_outputs(limit: int) -> None:
