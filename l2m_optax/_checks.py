@@ -84,6 +84,20 @@ def check_batched(tree: PyTree, root: str = "inputs") -> None:
         raise ValueError(complaint(root, "a common leading axis of examples", got, remedy))
 
 
+def check_hashable(name: str, function: Any) -> None:
+    """Refuse functions that cannot name a compiled program.
+
+    Raises:
+      TypeError: if `function` is not hashable.
+    """
+    try:
+        hash(function)
+    except TypeError as error:
+        got = f"an unhashable {type(function).__name__}"
+        remedy = f"wrap it: def {name}(params, x): return model.apply(params, x)"
+        raise TypeError(complaint(name, "a hashable function", got, remedy)) from error
+
+
 def check_alive(tree: PyTree, root: str) -> None:
     """Refuse arrays whose buffers were donated.
 

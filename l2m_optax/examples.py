@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._checks import check_batched, check_count, check_floating, complaint
+from l2m_optax._checks import check_batched, check_count, check_floating, check_hashable, complaint
 from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import Array, PyTree
 from l2m_optax.factorized.program import Program, trace
@@ -61,7 +61,8 @@ def second_moment_of_examples(
     `track_second_moment`, and then ``laplace(..., batch_size=1)``.
 
     Args:
-      loss_fn: ``loss_fn(params, example) -> scalar``, the negative log-likelihood of one example.
+      loss_fn: ``loss_fn(params, example) -> scalar``, the negative log-likelihood of one example;
+        hashable, and compiled once for each function object.
       params: the parameters, real floating-point arrays.
       batch: a tree of arrays with a leading axis of B examples.
       chunk_size: examples side by side; by default all, or as many as keep what is formed for each
@@ -73,7 +74,7 @@ def second_moment_of_examples(
     Raises:
       ValueError: if the arrays of `batch` have no common leading axis, `chunk_size` is below 1, or
         the loss is no scalar.
-      TypeError: if a parameter is no real floating-point array.
+      TypeError: if a parameter is no real floating-point array, or `loss_fn` is not hashable.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,10 +85,22 @@ def second_moment_of_examples(
       >>> print(found.loss, found.gradient, found.sum_of_squares)
       2.0 2.0 10.0
     """
+    check_hashable("loss_fn", loss_fn)
     check_floating(params)
     check_batched(batch, "batch")
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
+    loss, gradient, squares = _moments(loss_fn, params, batch, chunk_size)
+    return ExampleMoments(loss, gradient, squares, len(jax.tree.leaves(batch)[0]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _moments(
+    loss_fn: Callable[[PyTree, PyTree], Array],
+    params: PyTree,
+    batch: PyTree,
+    chunk_size: int | None,
+) -> tuple[Array, PyTree, PyTree]:
     leaves = jax.tree.leaves(params)
     treedef: Any = jax.tree.structure(params)
     example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], batch))
@@ -104,9 +117,7 @@ def second_moment_of_examples(
         sums = jax.tree.map(jnp.add, sums, rest)
     loss, gradients, squares = sums
     gradients = [g / number for g in gradients]
-    return ExampleMoments(
-        loss / number, treedef.unflatten(gradients), treedef.unflatten(squares), number
-    )
+    return loss / number, treedef.unflatten(gradients), treedef.unflatten(squares)
 
 
 _Sums = tuple[Array, list[Array], list[Array]]

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._checks import check_batched, check_count, complaint
+from l2m_optax._checks import check_batched, check_count, check_hashable, complaint
 from l2m_optax._tree import align, fill, statistics_dtype
 from l2m_optax._types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior import DiagonalPosterior, free_mean, free_variance
 from l2m_optax.predictive.jacobian import check_independent, coupling, jacobian_of
 from l2m_optax.predictive.linearized import output_deviations
-from l2m_optax.predictive.predict import check_apply_fn
 from l2m_optax.prior import Fit, FitInfo
 from l2m_optax.tuning import categorical_loss, check_targets, search
 
@@ -103,7 +102,7 @@ def fit_temperature(
       Rad & Maleki, A scalable estimate of the out-of-sample prediction error via approximate
       leave-one-out cross-validation (2020); Nickl et al., The memory-perturbation equation (2023).
     """
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     number = len(jax.tree.leaves(inputs)[0])
     check_count("examples in inputs", number, 2 * _FOLDS)

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._checks import check_count, complaint, is_concrete
+from l2m_optax._checks import check_count, check_hashable, complaint, is_concrete
 from l2m_optax._tree import statistics_dtype
 from l2m_optax._types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 from l2m_optax.predictive.linearized import output_deviations
-from l2m_optax.predictive.predict import check_apply_fn
 from l2m_optax.predictive.variance import output_variance
 from l2m_optax.prior import Fit, FitInfo
 
@@ -72,7 +71,7 @@ def tune(
       >>> print(bool(info.value > 1.0), info.edge)
       True False
     """
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     check_count("num_samples", num_samples)
     _check_bounds(bounds)
     check_targets(apply_fn, posterior, inputs, targets)

@@ -47,6 +47,19 @@ def test_it_runs_inside_jit(params, batch):
     np.testing.assert_allclose(flat(found.sum_of_squares), squares, rtol=1e-5)
 
 
+def test_compiled_once_for_one_function(params, batch):
+    traces = []
+
+    def counted(params, example):
+        traces.append(example)
+        return loss_fn(params, example)
+
+    l2m.second_moment_of_examples(counted, params, batch)
+    before = len(traces)
+    l2m.second_moment_of_examples(counted, params, jax.tree.map(lambda x: 2 * x, batch))
+    assert len(traces) == before
+
+
 def test_memory_is_bounded_by_chunk_size(params):
     def shared(params, sequence):
         return jnp.sum(jnp.square(network(params, sequence)))

@@ -6,11 +6,11 @@ import functools
 
 import jax
 
-from l2m_optax._checks import check_count
+from l2m_optax._checks import check_count, check_hashable
 from l2m_optax._tree import fill
 from l2m_optax._types import ApplyFn, Array, PyTree
 from l2m_optax.posterior import DiagonalPosterior, free_mean
-from l2m_optax.predictive.predict import check_apply_fn, over_draws
+from l2m_optax.predictive.predict import over_draws
 from l2m_optax.sampling import deviation, keys_and_signs
 
 
@@ -60,7 +60,7 @@ def linearized(
       linearization (2021).
     """
     check_count("num_samples", num_samples)
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     return _linearized(key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic)
 
 

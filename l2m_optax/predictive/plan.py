@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import jax
 
-from l2m_optax._checks import check_batched, path_name
+from l2m_optax._checks import check_batched, check_hashable, path_name
 from l2m_optax._types import ApplyFn, PyTree
 from l2m_optax.posterior import DiagonalPosterior, free_mean
 from l2m_optax.predictive.jacobian import explained, jacobian_of
-from l2m_optax.predictive.predict import check_apply_fn
 
 
 class Step(NamedTuple):
@@ -78,7 +77,7 @@ def plan(apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree) -> Pla
       ['w']  (3, 2)        2  factorised in dot_general
       total                4  of a Jacobian's 8
     """
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     with explained():
         uses = jacobian_of(apply_fn, posterior, inputs).uses

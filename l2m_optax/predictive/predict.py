@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._checks import check_count, complaint, path_name
+from l2m_optax._checks import check_count, check_hashable, complaint, path_name
 from l2m_optax._types import ApplyFn, Array, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 from l2m_optax.sampling import draw, keys_and_signs
@@ -41,7 +41,7 @@ def predict(
       (5, 7, 2)
     """
     _check_stacked(draws)
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     return _predict(apply_fn, draws, inputs, chunk_size)
 
 
@@ -88,7 +88,7 @@ def monte_carlo(
       (4, 7, 2)
     """
     check_count("num_samples", num_samples)
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     return _monte_carlo(key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic)
 
 
@@ -119,20 +119,6 @@ def over_draws(f, stacked: PyTree, chunk_size: int | None) -> Array:  # type: ig
         return jax.vmap(f)(stacked)
     check_count("chunk_size", chunk_size)
     return jax.lax.map(f, stacked, batch_size=chunk_size)
-
-
-def check_apply_fn(apply_fn: ApplyFn) -> None:
-    """Refuse functions that cannot name a compiled program.
-
-    Raises:
-      TypeError: if `apply_fn` is not hashable.
-    """
-    try:
-        hash(apply_fn)
-    except TypeError as error:
-        got = f"an unhashable {type(apply_fn).__name__}"
-        remedy = "wrap it: def apply_fn(params, inputs): return model.apply(params, inputs)"
-        raise TypeError(complaint("apply_fn", "a hashable function", got, remedy)) from error
 
 
 def _check_stacked(draws: PyTree) -> None:

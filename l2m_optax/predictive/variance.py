@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._checks import check_batched, check_count, complaint, is_concrete
+from l2m_optax._checks import check_batched, check_count, check_hashable, complaint, is_concrete
 from l2m_optax._types import ApplyFn, Array, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 from l2m_optax.predictive.jacobian import at, check_independent, coupling, explained, jacobian_of
-from l2m_optax.predictive.predict import check_apply_fn
 
 _ENTRIES = 2**23
 """How many entries of cotangents may exist at a time, unless `chunk_size` says otherwise."""
@@ -138,7 +137,7 @@ def _over_inputs(
     outputs: Array | None,
     chunk_size: int | None,
 ) -> Array:
-    check_apply_fn(apply_fn)
+    check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
