@@ -1,6 +1,6 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
-from l2m_optax import metrics, plot
+from l2m_optax import likelihoods, metrics, plot
 from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
@@ -21,8 +21,10 @@ from l2m_optax.predictive import (
     Plan,
     Regression,
     classification,
+    heteroscedastic_regression,
     laplace_bridge,
     linearized,
+    linearized_regression,
     mean_field_0,
     mean_field_1,
     mean_field_2,
@@ -40,6 +42,7 @@ from l2m_optax.second_moment import second_moment
 from l2m_optax.temperature import fit_temperature
 from l2m_optax.transforms import expose_second_moment, track_second_moment
 from l2m_optax.tuning import tune
+from l2m_optax.variational import elbo, kl_divergence
 
 __all__ = [
     "Classification",
@@ -59,16 +62,21 @@ __all__ = [
     "debiased",
     "diagnose",
     "effective_parameters",
+    "elbo",
     "empirical_fisher",
     "entropy",
     "expose_second_moment",
     "fit_noise_variance",
     "fit_prior_precision",
     "fit_temperature",
+    "heteroscedastic_regression",
     "identify",
+    "kl_divergence",
     "laplace",
     "laplace_bridge",
+    "likelihoods",
     "linearized",
+    "linearized_regression",
     "log_evidence",
     "log_prob",
     "mean_field_0",

@@ -13,5 +13,7 @@ PyTree: TypeAlias = Any
 """Nested containers of arrays, as `jax.tree` sees them."""
 ApplyFn: TypeAlias = Callable[[PyTree, PyTree], Array]
 """A network: `apply_fn(params, inputs) -> outputs`, with a leading batch axis."""
+Likelihood: TypeAlias = Callable[[Array, Array], Array]
+"""`likelihood(outputs, targets) -> log-probabilities`, one for each observation."""
 
-__all__ = ["ApplyFn", "Array", "ArrayLike", "PyTree"]
+__all__ = ["ApplyFn", "Array", "ArrayLike", "Likelihood", "PyTree"]

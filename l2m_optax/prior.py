@@ -67,7 +67,9 @@ def fit_prior_precision(
     Args:
       posterior: a `DiagonalPosterior`; its prior precision is where the search starts.
       groups: `None` for one value, or a prefix tree of labels as in `optax.partition` (or a
-        function from the parameters to one): leaves of the same label share a value.
+        function from the parameters to one): leaves of the same label share a value. A value for
+        each top-level module is ``{name: name for name in params}``, and for each leaf
+        ``jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)``.
 
     Returns:
       A `Fit`. Where the evidence has no maximum (θ* = θ0, or F = 0 throughout a group),

@@ -14,17 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._checks import check_batched, check_count, check_hashable, complaint
+from l2m_optax._objectives import mean_over_draws
+from l2m_optax._observations import check_targets
+from l2m_optax._search import rounds_for, zoom
 from l2m_optax._tree import align, fill, statistics_dtype
 from l2m_optax._types import ApplyFn, Array, ArrayLike, PyTree
+from l2m_optax.likelihoods import categorical
 from l2m_optax.posterior import DiagonalPosterior, free_mean, free_variance
 from l2m_optax.predictive.jacobian import check_independent, coupling, jacobian_of
 from l2m_optax.predictive.linearized import output_deviations
 from l2m_optax.prior import Fit, FitInfo
-from l2m_optax.tuning import categorical_loss, check_targets, search
 
 _FOLDS = 5
 _NUM_SAMPLES = 32
 _BOUNDS = (1e-5, 1e3)
+_POINTS = 17
 _ENTRIES = 2**23
 """How many entries of tangents may exist at a time, unless `chunk_size` says otherwise."""
 
@@ -144,10 +148,13 @@ def _fit(
 
     def loss(log_temperature: Array) -> Array:
         logits = left_out + jnp.exp(0.5 * log_temperature) * deviations
-        return categorical_loss(logits, labels)
+        return -jnp.mean(mean_over_draws(categorical(logits, labels)))
 
-    value, steps, edge = search(loss, *map(math.log, _BOUNDS))
-    return value, steps, edge, coupling(apply_fn, posterior, inputs)
+    low, high = map(math.log, _BOUNDS)
+    grid, rounds = jnp.linspace(low, high, _POINTS), rounds_for(low, high, _POINTS)
+    best = zoom(lambda axes: jax.lax.map(loss, axes[0]), [grid], rounds)
+    steps = jnp.asarray(best.evaluations, jnp.int32)
+    return jnp.exp(best.point[0]), steps, best.edge[0], coupling(apply_fn, posterior, inputs)
 
 
 def leave_out(gram: Array, logits: Array, labels: Array, num_data: int) -> Array:

@@ -1,64 +1,91 @@
-"""The temperature that predicts held-out data best."""
+"""The temperature and the prior precision that predict held-out data best."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from l2m_optax._checks import check_count, check_hashable, complaint, is_concrete
-from l2m_optax._tree import statistics_dtype
-from l2m_optax._types import ApplyFn, Array, ArrayLike, PyTree
+from l2m_optax._checks import check_count, check_hashable, complaint
+from l2m_optax._objectives import Loss, Objective
+from l2m_optax._observations import Observations
+from l2m_optax._search import newton, rounds_for, zoom
+from l2m_optax._types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior import DiagonalPosterior
-from l2m_optax.predictive.linearized import output_deviations
-from l2m_optax.predictive.variance import output_variance
 from l2m_optax.prior import Fit, FitInfo
+from l2m_optax.variational import kl_divergence
 
-_POINTS = 17
-_ROUNDS = 3
+_BOUNDS = {"prior_precision": (1e-4, 1e8), "temperature": (1e-5, 1e3)}
+_POINTS = {1: 17, 2: 9}
+"""Points of an axis of the grid, by the number of axes."""
+
+_Derivatives: TypeAlias = tuple[Array, Array, Array]
+"""A value, its gradient and its Hessian."""
 
 
 def tune(
     posterior: DiagonalPosterior,
     apply_fn: ApplyFn,
-    inputs: PyTree,
-    targets: ArrayLike,
+    inputs: PyTree | Iterable[Any],
+    targets: ArrayLike | None = None,
     *,
+    over: str | Sequence[str] = "temperature",
+    objective: str = "nll",
+    kind: str = "linearized",
+    likelihood: Likelihood | None = None,
     key: Array | None = None,
     num_samples: int = 32,
-    bounds: tuple[float, float] = (1e-5, 1e3),
+    bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
     chunk_size: int | None = None,
 ) -> Fit:
-    r"""The temperature with the lowest negative log-likelihood on validation data.
+    r"""The temperature, the prior precision, or both, that predict validation data best.
 
-    The linearised predictive at temperature T is $f + \sqrt{T} J \Sigma_1^{1/2} \epsilon_s$, so one
-    set of draws serves every T: they are made once and a logarithmic grid of T is evaluated on
-    them, then twice more around its best, all in one compiled call.
+    With $\Sigma(\delta, T) = T / (F + \delta)$ the objective is the negative log-likelihood of the
+    predictive, $-\sum_i \log \overline{p(y_i | f_s(x_i))}$, the mean being that over draws. The
+    same draws serve every candidate and every batch (common random numbers), so that candidates
+    differ by what they are and not by luck. A logarithmic grid is evaluated in one compiled call
+    for each batch, and refined around its best: by finer grids, or for ``kind="closed_form"``,
+    which has no draws and is smooth, by Newton's method with exact derivatives.
 
     Args:
-      posterior: a `DiagonalPosterior`; its own temperature plays no part.
+      posterior: a `DiagonalPosterior`; what is tuned plays no part in where the search starts.
       apply_fn: ``apply_fn(params, inputs) -> outputs``: logits of shape (N, K) for classification,
         means for regression; hashable.
-      inputs: validation inputs.
+      inputs: validation inputs; or, without `targets`, a loader of (inputs, targets) pairs that
+        can be iterated over several times, of which one batch at a time is in memory.
       targets: integer labels of shape (N,), or real targets in the shape of the outputs, whose
-        Gaussian likelihood has the variance ``posterior.noise_variance`` (and needs no draws).
+        Gaussian likelihood has the variance ``posterior.noise_variance``.
+      over: ``"temperature"``, ``"prior_precision"`` (one value for all leaves), or both.
+      objective: ``"nll"``, or ``"elbo"`` for users without validation data: `inputs` are then all
+        the *training* data, and what is minimised is
+        $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
+      kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
+        ``"closed_form"`` uses exact covariances, with `mean_field_2` for labels. Real targets with
+        their default likelihood need no draws for ``"linearized"`` either, so the two are one.
+      likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,
+        outputs with an axis of draws in front, such as `likelihoods.heteroscedastic_gaussian`;
+        hashable. By default what `targets` says.
       key: a key of `jax.random`; the same for every call unless given, so that results repeat.
       num_samples: number of draws.
-      bounds: lowest and highest temperature.
-      chunk_size: draws (for regression: inputs) worked on at a time.
+      bounds: lowest and highest value, or a dict of such pairs by name. By default 1e-5 to 1e3 for
+        the temperature and 1e-4 to 1e8 for the prior precision.
+      chunk_size: draws (without draws: inputs) worked on at a time.
 
     Returns:
-      A `Fit` whose ``info.value`` is T. If the best T is a bound, ``info.edge`` is true and the
-      posterior's temperature is left as it was: at the lower one the validation data prefer the
-      trained parameters alone.
+      A `Fit` whose ``info.value`` is what was found: a scalar, or a dict by name where `over` is a
+      sequence; ``info.edge`` likewise. If a best value is a bound, its ``info.edge`` is true and
+      the posterior is left as it was: at the lower bound of the temperature, the data prefer the
+      trained parameters alone. ``info.iterations`` counts candidates.
 
     Raises:
-      ValueError: if shapes do not match, labels are out of range, or there are no data.
-      TypeError: if `apply_fn` is not hashable.
+      ValueError: if shapes do not match, labels are out of range, there are no data, a loader ends
+        early or can be used only once, or an argument is none of those named.
+      TypeError: if `apply_fn` is not hashable, or a loader does not yield pairs.
+      FloatingPointError: if the outputs of the trained parameters hold NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -73,94 +100,179 @@ def tune(
     """
     check_hashable("apply_fn", apply_fn)
     check_count("num_samples", num_samples)
-    _check_bounds(bounds)
-    check_targets(apply_fn, posterior, inputs, targets)
+    names = _names(over)
+    limits = _limits(names, bounds)
+    data = Observations(apply_fn, posterior, inputs, targets, likelihood)
+    goal = Objective(
+        apply_fn, objective, kind, data.labels, likelihood, num_samples, chunk_size
+    ).resolved()
+    problem = _Problem(goal, tuple(name in names for name in _BOUNDS))
     key = jax.random.key(0) if key is None else key
-    unit = posterior._replace(temperature=jnp.ones(()))
-    value, steps, edge = _tune(
-        unit, apply_fn, inputs, jnp.asarray(targets), key, num_samples, bounds, chunk_size
-    )
-    kept = jnp.where(edge, posterior.temperature, value)
-    return Fit(posterior._replace(temperature=kept), FitInfo(kept, steps, ~edge, edge))
+
+    def losses(axes: Sequence[Array]) -> Array:
+        sums = data.total(lambda x, y: _on_grid(problem, posterior, tuple(axes), key, x, y))
+        return (sums + _penalty_on_grid(problem, posterior, tuple(axes))) / data.size
+
+    def derivatives(point: Array) -> _Derivatives:
+        sums = data.total(lambda x, y: _around(problem, posterior, point, key, x, y))
+        penalty = _penalty_around(problem, posterior, point)
+        return jax.tree.map(lambda a, b: (a + b) / data.size, sums, penalty)
+
+    smooth, points = goal.kind == "closed_form", _POINTS[len(names)]
+    widest = max(limits.values(), key=lambda pair: pair[1] / pair[0])
+    rounds = 1 if smooth else rounds_for(math.log(widest[0]), math.log(widest[1]), points)
+    axes = _axes(posterior, limits, points)
+    best = zoom(losses, axes, rounds)
+    point, edge, converged, candidates = best.point, best.edge, jnp.array(True), best.evaluations
+    if smooth:
+        bounds_of_point = jnp.stack([a[0] for a in axes]), jnp.stack([a[-1] for a in axes])
+        descent = newton(derivatives, point, best.spacing, bounds_of_point)
+        point, converged = descent.point, descent.converged
+        edge, candidates = edge | descent.edge, candidates + descent.steps
+    places = {name: i for i, name in enumerate(_BOUNDS) if name in names}
+    found = {name: jnp.exp(point[i]) for name, i in places.items()}
+    edges = {name: edge[i] for name, i in places.items()}
+    fit = _as_fit(posterior, found, edges, converged, candidates)
+    if isinstance(over, str):
+        value, converged, edge = (x[over] for x in (fit.info.value, fit.info.converged, edges))
+        return Fit(fit.posterior, FitInfo(value, fit.info.iterations, converged, edge))
+    return fit
 
 
-@functools.partial(jax.jit, static_argnums=(1, 5, 6, 7))
-def _tune(
+class _Problem(NamedTuple):
+    """What is minimised, and over which of prior precision and temperature; hashable."""
+
+    objective: Objective
+    tuned: tuple[bool, ...]
+
+    def candidate(self, posterior: DiagonalPosterior, log_prior: Array) -> DiagonalPosterior:
+        if not self.tuned[0]:
+            return posterior
+        return posterior._replace(prior_precision=jnp.exp(log_prior))
+
+    def loss(
+        self, posterior: DiagonalPosterior, log_prior: Array, key: Array, inputs: PyTree, y: Array
+    ) -> Loss:
+        return self.objective.loss(self.candidate(posterior, log_prior), key, inputs, y)
+
+    def penalty(self, posterior: DiagonalPosterior, point: Array) -> Array:
+        """What the objective holds besides a sum over data."""
+        if self.objective.name == "nll":
+            return jnp.zeros(())
+        candidate = self.candidate(posterior, point[0])
+        return kl_divergence(candidate._replace(temperature=jnp.exp(point[1])))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _on_grid(
+    problem: _Problem,
     posterior: DiagonalPosterior,
-    apply_fn: ApplyFn,
-    inputs: PyTree,
-    targets: Array,
+    axes: tuple[Array, ...],
     key: Array,
-    num_samples: int,
-    bounds: tuple[float, float],
-    chunk_size: int | None,
-) -> tuple[Array, Array, Array]:
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        outputs, deviations = output_deviations(
-            key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic=True
-        )
+    inputs: PyTree,
+    y: Array,
+) -> Array:
+    """The sum over a batch for every pair of a prior precision and a temperature."""
+    log_priors, log_temperatures = axes
 
-        def loss(log_temperature: Array) -> Array:
-            logits = outputs + jnp.exp(0.5 * log_temperature) * deviations
-            return categorical_loss(logits, targets)
-    else:
-        outputs = apply_fn(posterior.mean, inputs)
-        epistemic = output_variance(apply_fn, posterior, inputs, chunk_size=chunk_size)
+    def at(log_prior: Array) -> Array:
+        loss = problem.loss(posterior, log_prior, key, inputs, y)
+        return jax.lax.map(loss, log_temperatures)
 
-        def loss(log_temperature: Array) -> Array:
-            total = posterior.noise_variance + jnp.exp(log_temperature) * epistemic
-            return jnp.mean(0.5 * (jnp.log(total) + jnp.square(targets - outputs) / total))
-
-    return search(loss, math.log(bounds[0]), math.log(bounds[1]))
+    return jax.lax.map(at, log_priors)
 
 
-def categorical_loss(logits: Array, labels: Array) -> Array:
-    """Negative log of the mean probability over draws: logits (S, N, K), labels (N,)."""
-    log_probs = jax.nn.log_softmax(logits.astype(statistics_dtype(logits)))
-    chosen = jnp.take_along_axis(log_probs, labels[None, :, None], axis=-1)[..., 0]
-    return -jnp.mean(jax.nn.logsumexp(chosen, axis=0) - math.log(chosen.shape[0]))
+@functools.partial(jax.jit, static_argnums=0)
+def _around(
+    problem: _Problem,
+    posterior: DiagonalPosterior,
+    point: Array,
+    key: Array,
+    inputs: PyTree,
+    y: Array,
+) -> _Derivatives:
+    """The sum over a batch at a point, its gradient and its Hessian."""
+    return _derivatives(lambda p: problem.loss(posterior, p[0], key, inputs, y)(p[1]), point)
 
 
-def search(loss: Callable[[Array], Array], low: float, high: float) -> tuple[Array, Array, Array]:
-    """The best of a grid, then of a finer grid between its neighbours, and so on."""
-    grid = jnp.linspace(low, high, _POINTS)
-    edge = jnp.zeros((), bool)
-    best = grid[0]
-    for round_number in range(_ROUNDS):
-        losses = jax.lax.map(loss, grid)
-        # NaN is no loss at all: it must not win.
-        at = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-        if round_number == 0:
-            edge = (at == 0) | (at == _POINTS - 1) | ~jnp.isfinite(losses[at])
-        best = grid[at]
-        grid = jnp.linspace(
-            grid[jnp.maximum(at - 1, 0)], grid[jnp.minimum(at + 1, _POINTS - 1)], _POINTS
-        )
-    return jnp.exp(best), jnp.asarray(_POINTS * _ROUNDS, jnp.int32), edge
+@functools.partial(jax.jit, static_argnums=0)
+def _penalty_on_grid(
+    problem: _Problem, posterior: DiagonalPosterior, axes: tuple[Array, ...]
+) -> Array:
+    points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+    penalty = functools.partial(problem.penalty, posterior)
+    return jax.lax.map(lambda row: jax.lax.map(penalty, row), points)
 
 
-def _check_bounds(bounds: tuple[float, float]) -> None:
-    if not 0 < bounds[0] < bounds[1] < math.inf:
-        remedy = "pass the lowest and the highest temperature"
-        raise ValueError(complaint("bounds", "0 < low < high", str(bounds), remedy))
+@functools.partial(jax.jit, static_argnums=0)
+def _penalty_around(problem: _Problem, posterior: DiagonalPosterior, point: Array) -> _Derivatives:
+    return _derivatives(functools.partial(problem.penalty, posterior), point)
 
 
-def check_targets(
-    apply_fn: ApplyFn, posterior: DiagonalPosterior, inputs: PyTree, targets: ArrayLike
-) -> None:
-    """Labels must index the outputs; real targets must have their shape."""
-    outputs = jax.eval_shape(apply_fn, posterior.mean, inputs).shape
-    dtype, shape = jnp.result_type(targets), jnp.shape(targets)
-    labels = jnp.issubdtype(dtype, jnp.integer)
-    expected = outputs[:-1] if labels else outputs
-    if shape != expected or math.prod(shape) == 0 or (labels and len(outputs) != 2):
-        got = f"{dtype} of shape {shape}, for outputs of shape {outputs}"
-        remedy = "pass integer labels of shape (N,), or real targets in the shape of the outputs"
-        raise ValueError(complaint("targets", f"a non-empty {expected}", got, remedy))
-    if labels and is_concrete(targets):
-        labels_on_host = np.asarray(targets)
-        low, high = labels_on_host.min(), labels_on_host.max()
-        if low < 0 or high >= outputs[-1]:
-            expected_labels = f"labels from 0 to {outputs[-1] - 1}"
-            remedy = "number the classes from 0, as the outputs do"
-            raise ValueError(complaint("targets", expected_labels, f"{low} to {high}", remedy))
+def _derivatives(function: Callable[[Array], Array], point: Array) -> _Derivatives:
+    """Forward over forward: two coordinates are cheaper to push than to pull."""
+
+    def with_gradient(p: Array) -> tuple[Array, tuple[Array, Array]]:
+        gradient = jax.jacfwd(function)(p)
+        return gradient, (function(p), gradient)
+
+    hessian, (value, gradient) = jax.jacfwd(with_gradient, has_aux=True)(point)
+    return value, gradient, hessian
+
+
+def _as_fit(
+    posterior: DiagonalPosterior,
+    found: dict[str, Array],
+    edges: dict[str, Array],
+    converged: Array,
+    candidates: int,
+) -> Fit:
+    """The posterior with what was found, or as it was if that lies on an edge."""
+    edge = functools.reduce(jnp.logical_or, edges.values())
+
+    def kept(before: Any, value: Array) -> Any:
+        return jax.tree.map(lambda b: jnp.where(edge, b, value), before)
+
+    posterior = posterior._replace(
+        **{name: kept(getattr(posterior, name), value) for name, value in found.items()}
+    )
+    values = {name: getattr(posterior, name) for name in found}
+    at_maximum = {name: converged & ~at_edge for name, at_edge in edges.items()}
+    steps = jnp.asarray(candidates, jnp.int32)
+    return Fit(posterior, FitInfo(values, steps, at_maximum, edges))
+
+
+def _axes(
+    posterior: DiagonalPosterior, limits: dict[str, tuple[float, float]], points: int
+) -> list[Array]:
+    """The first grid; where the search stays, what the posterior has (of a tree it is not used)."""
+    here = {"prior_precision": jnp.ones(()), "temperature": posterior.temperature}
+    axes = {name: jnp.log(jnp.atleast_1d(value)) for name, value in here.items()}
+    for name, (low, high) in limits.items():
+        axes[name] = jnp.linspace(math.log(low), math.log(high), points)
+    return list(axes.values())
+
+
+def _names(over: str | Sequence[str]) -> tuple[str, ...]:
+    names = (over,) if isinstance(over, str) else tuple(over)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(_BOUNDS):
+        remedy = "pass one of these, or both"
+        raise ValueError(complaint("over", f"names among {', '.join(_BOUNDS)}", str(over), remedy))
+    return names
+
+
+def _limits(
+    names: tuple[str, ...],
+    bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None,
+) -> dict[str, tuple[float, float]]:
+    given = bounds if isinstance(bounds, Mapping) else {} if bounds is None else {names[0]: bounds}
+    if (bounds is not None and not isinstance(bounds, Mapping) and len(names) > 1) or not set(
+        given
+    ) <= set(names):
+        remedy = "pass bounds={name: (low, high), ...} for what is in over"
+        raise ValueError(complaint("bounds", f"pairs for {', '.join(names)}", str(bounds), remedy))
+    for pair in given.values():
+        if not 0 < pair[0] < pair[1] < math.inf:
+            remedy = "pass the lowest and the highest value"
+            raise ValueError(complaint("bounds", "0 < low < high", str(pair), remedy))
+    return {name: given.get(name, _BOUNDS[name]) for name in names}

@@ -15,8 +15,8 @@ import l2m_optax
 LAYERS = [
     {"_version", "_types", "_factored"},
     {"_checks"},
-    {"_tree", "_probe", "_recurrence"},
-    {"_moment", "_clipping", "metrics", "factorized"},
+    {"_tree", "_probe", "_recurrence", "_loader", "_search"},
+    {"_moment", "_clipping", "metrics", "factorized", "likelihoods"},
     {"identify"},
     {"_read", "examples"},
     {"second_moment"},
@@ -25,12 +25,15 @@ LAYERS = [
     {"sampling", "diagnostics"},
     {"predictive"},
     {"evidence", "plot"},
-    {"prior"},
+    {"prior", "_objectives", "_observations"},
+    {"variational", "temperature"},
     {"tuning"},
-    {"temperature"},
 ]
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
-OPTIONAL = {"plot": {"matplotlib"}}  # imported by its functions, not with the package
+OPTIONAL = {
+    "plot": {"matplotlib"},
+    "_loader": {"tqdm"},
+}  # imported by its functions, not with the package
 
 PACKAGE = Path(l2m_optax.__file__).parent
 SOURCES = {

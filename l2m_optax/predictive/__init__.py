@@ -7,6 +7,7 @@ from l2m_optax.predictive.closed_form import (
     mean_field_2,
     probit,
 )
+from l2m_optax.predictive.exact import linearized_regression
 from l2m_optax.predictive.linearized import linearized
 from l2m_optax.predictive.plan import Plan, plan
 from l2m_optax.predictive.predict import monte_carlo, predict
@@ -14,6 +15,7 @@ from l2m_optax.predictive.summaries import (
     Classification,
     Regression,
     classification,
+    heteroscedastic_regression,
     regression,
 )
 from l2m_optax.predictive.variance import output_covariance, output_variance
@@ -23,8 +25,10 @@ __all__ = [
     "Plan",
     "Regression",
     "classification",
+    "heteroscedastic_regression",
     "laplace_bridge",
     "linearized",
+    "linearized_regression",
     "mean_field_0",
     "mean_field_1",
     "mean_field_2",

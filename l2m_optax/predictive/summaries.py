@@ -116,6 +116,43 @@ def regression(samples: ArrayLike, noise_variance: ArrayLike) -> Regression:
     return Regression(mean, aleatoric + epistemic, aleatoric, epistemic)
 
 
+def heteroscedastic_regression(samples: ArrayLike) -> Regression:
+    r"""`regression` for networks that say how noisy each observation is.
+
+    $\mathrm{Var}[y] = \overline{\sigma_s^2} + \mathrm{Var}_s[\mu_s]$: the mean of the noise
+    variances of the draws, and the variance of their means.
+
+    Args:
+      samples: outputs of S draws, shape (S, ..., 2), with S at least 2: last the pair of mean and
+        logarithm of the noise variance, as in `likelihoods.heteroscedastic_gaussian`.
+
+    Returns:
+      A `Regression` of shape (...), in float32 at least.
+
+    Raises:
+      ValueError: if there are fewer than two draws, or the last axis has no two entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> draws = jnp.array([[[1.0, 0.0]], [[3.0, 0.0]]])
+      >>> prediction = l2m.heteroscedastic_regression(draws)
+      >>> print(prediction.mean, prediction.aleatoric, prediction.epistemic)
+      [2.] [1.] [2.]
+
+    Reference:
+      Kendall & Gal, What uncertainties do we need in Bayesian deep learning (2017).
+    """
+    pairs = _as_statistics(samples, "samples", "(S, ..., 2)", 2)
+    if pairs.shape[-1] != 2:
+        remedy = "for networks without a noise of their own use regression"
+        expected = "a last axis of mean and log-variance, 2 entries"
+        raise ValueError(complaint("samples", expected, str(pairs.shape), remedy))
+    noise = jnp.mean(jnp.exp(pairs[..., 1]), axis=0)
+    around = regression(pairs[..., 0], 1.0)
+    return Regression(around.mean, noise + around.epistemic, noise, around.epistemic)
+
+
 def _as_statistics(samples: ArrayLike, name: str, shape: str, axes: int) -> Array:
     outputs = jnp.asarray(samples, statistics_dtype(samples))
     if outputs.ndim < axes or outputs.size == 0:

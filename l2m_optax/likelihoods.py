@@ -1,0 +1,88 @@
+"""Log-likelihoods of one observation given a network's outputs, by their usual names.
+
+Each takes outputs and targets with a leading axis of examples, and perhaps others in front of the
+outputs' for draws, and returns one number an observation, in nats and float32 at least.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._tree import statistics_dtype
+from l2m_optax._types import Array, ArrayLike
+
+
+def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:
+    r"""$\log \mathrm{softmax}(z)_y$.
+
+    Args:
+      logits: shape (..., N, K).
+      labels: integers of shape (N,).
+
+    Returns:
+      Shape (..., N).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from l2m_optax import likelihoods
+      >>> print(likelihoods.categorical(jnp.zeros((1, 2)), jnp.array([1])))
+      [-0.6931472]
+    """
+    log_probs = jax.nn.log_softmax(jnp.asarray(logits, statistics_dtype(logits)))
+    index = jnp.broadcast_to(labels, log_probs.shape[:-1])[..., None]
+    return jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
+
+
+def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> Array:
+    r"""$-\tfrac12 \log(2 \pi \sigma^2) - (y - \mu)^2 / 2\sigma^2$, entry by entry.
+
+    Args:
+      mean: outputs of shape (..., N, D).
+      targets: shape (N, D).
+      variance: σ², broadcast against them.
+
+    Returns:
+      Shape (..., N, D).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from l2m_optax import likelihoods
+      >>> print(likelihoods.gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))))
+      [[-1.4189385]]
+    """
+    m = jnp.asarray(mean, statistics_dtype(mean, targets, variance))
+    v = jnp.asarray(variance, m.dtype)
+    return -0.5 * (jnp.log(2 * math.pi * v) + jnp.square(targets - m) / v)
+
+
+def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
+    r"""`gaussian` with a noise variance of its own for every input, which the network says too.
+
+    Its negative mean is the loss such a network is trained with, and `laplace` needs no
+    ``loss_scale`` for it.
+
+    Args:
+      outputs: shape (..., N, D, 2), or (..., N, 2) for targets of shape (N,): last the pair of
+        mean and logarithm of the variance.
+      targets: shape (N, D), or (N,).
+
+    Returns:
+      Shape (..., N, D), or (..., N).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from l2m_optax import likelihoods
+      >>> sure, unsure = [0.0, 0.0], [0.0, 2.0]
+      >>> outputs, targets = jnp.array([sure, unsure]), jnp.array([0.0, 3.0])
+      >>> print(likelihoods.heteroscedastic_gaussian(outputs, targets).round(2))
+      [-0.92 -2.53]
+
+    Reference:
+      Nix & Weigend, Estimating the mean and variance of the target probability distribution (1994).
+    """
+    pairs = jnp.asarray(outputs, statistics_dtype(outputs, targets))
+    mean, log_variance = pairs[..., 0], pairs[..., 1]
+    return gaussian(mean, targets, jnp.exp(log_variance))
