@@ -3,6 +3,7 @@
 from l2m_optax import likelihoods, metrics, plot
 from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
+from l2m_optax.dataset import predict_dataset
 from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
 from l2m_optax.evidence import effective_parameters, log_evidence
 from l2m_optax.examples import ExampleMoments, second_moment_of_examples
@@ -39,6 +40,7 @@ from l2m_optax.predictive import (
 from l2m_optax.prior import Fit, FitInfo, fit_noise_variance, fit_prior_precision
 from l2m_optax.sampling import entropy, log_prob, sample
 from l2m_optax.second_moment import second_moment
+from l2m_optax.serving import Predictive, make_predictive
 from l2m_optax.temperature import fit_temperature
 from l2m_optax.transforms import expose_second_moment, track_second_moment
 from l2m_optax.tuning import tune
@@ -54,6 +56,7 @@ __all__ = [
     "Identification",
     "LeafMoment",
     "Plan",
+    "Predictive",
     "Regression",
     "SecondMoment",
     "__version__",
@@ -79,6 +82,7 @@ __all__ = [
     "linearized_regression",
     "log_evidence",
     "log_prob",
+    "make_predictive",
     "mean_field_0",
     "mean_field_1",
     "mean_field_2",
@@ -90,6 +94,7 @@ __all__ = [
     "plot",
     "precision",
     "predict",
+    "predict_dataset",
     "probit",
     "regression",
     "release",

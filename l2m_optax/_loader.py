@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from l2m_optax._checks import check_batched, complaint
+from l2m_optax._checks import complaint
 from l2m_optax._types import PyTree
 
 
-def batches(loader: Iterable[Any], name: str, description: str) -> Iterator[PyTree]:
-    """The batches of a loader as trees of arrays, with a progress bar if tqdm is installed.
+def batches(loader: Iterable[Any], name: str, description: str) -> Iterator[Any]:
+    """The batches of a loader as it yields them, with a progress bar if tqdm is installed.
 
     Raises:
-      TypeError: if `loader` cannot be iterated over, or holds what is no array.
-      ValueError: if it yields nothing, fewer batches than its length says, or an empty batch.
+      TypeError: if `loader` cannot be iterated over.
+      ValueError: if it yields nothing, or fewer batches than its length says.
     """
     try:
         iterator, expected = iter(loader), _length(loader)
@@ -26,14 +26,21 @@ def batches(loader: Iterable[Any], name: str, description: str) -> Iterator[PyTr
         raise TypeError(complaint(name, "an iterable", type(loader).__name__, remedy)) from error
     number = 0
     for batch in _with_bar(iterator, expected, description):
-        tree = jax.tree.map(_as_array, batch)
-        check_batched(tree, f"batch {number} of {name}")
-        yield tree
+        yield batch
         number += 1
     if number == 0 or (expected is not None and number < expected):
         remedy = "look at what stopped it; an iterator that was used before has nothing left"
         wanted = f"{expected} batches" if expected else "at least one batch"
         raise ValueError(complaint(name, wanted, str(number), remedy))
+
+
+def as_arrays(batch: Any) -> PyTree:
+    """A tree of arrays: JAX's own as they are, others (torch's, too) by numpy's protocol.
+
+    Raises:
+      TypeError: if it holds what is no array of numbers.
+    """
+    return jax.tree.map(_as_array, batch)
 
 
 def _length(loader: Any) -> int | None:
@@ -53,7 +60,6 @@ def _with_bar(iterator: Iterator[Any], expected: int | None, description: str) -
 
 
 def _as_array(leaf: Any) -> Any:
-    """JAX's own arrays as they are, others (a torch tensor, too) by numpy's protocol."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)

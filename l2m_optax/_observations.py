@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._checks import complaint, is_concrete
-from l2m_optax._loader import batches
+from l2m_optax._checks import check_batched, complaint, is_concrete
+from l2m_optax._loader import as_arrays, batches
 from l2m_optax._types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 
@@ -70,7 +70,9 @@ class Observations:
                 remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
                 got = f"a {type(batch).__name__}"
                 raise TypeError(complaint("loader", "pairs (inputs, targets)", got, remedy))
-            yield batch[0], jnp.asarray(batch[1])
+            inputs, y = as_arrays(tuple(batch))
+            check_batched(inputs)
+            yield inputs, jnp.asarray(y)
 
 
 def check_targets(

@@ -24,8 +24,8 @@ LAYERS = [
     {"posterior"},
     {"sampling", "diagnostics"},
     {"predictive"},
-    {"evidence", "plot"},
-    {"prior", "_objectives", "_observations"},
+    {"evidence", "plot", "serving"},
+    {"prior", "dataset", "_objectives", "_observations"},
     {"variational", "temperature"},
     {"tuning"},
 ]

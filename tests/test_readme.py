@@ -16,16 +16,22 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
-    text = read("README.md")
+def run_blocks(name: str) -> dict:
+    """The namespace that a page's Python leaves behind, run from top to bottom."""
+    text = read(name)
     blocks = list(PYTHON_BLOCK.finditer(text))
-    assert blocks, "README.md: expected at least one ```python block"
-    monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    assert blocks, f"{name}: expected at least one ```python block"
+    namespace = {"__name__": "page"}
     with jax.default_device(jax.devices("cpu")[0]):
         for block in blocks:
-            above = "\n" * text.count("\n", 0, block.start(1))  # tracebacks name the README's lines
-            exec(compile(above + block[1], "README.md", "exec"), namespace)
+            above = "\n" * text.count("\n", 0, block.start(1))  # tracebacks name the page's lines
+            exec(compile(above + block[1], name, "exec"), namespace)
+    return namespace
+
+
+def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks("README.md")
 
 
 @pytest.mark.parametrize("command", ["demo", "test"])

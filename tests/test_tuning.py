@@ -194,7 +194,7 @@ X, Y = np.ones((4, 4), np.float32), np.array([0, 1, 2, 0])
         (Stops(), ValueError, "expected 3 batches, got 1"),
         ([X], TypeError, "pairs"),
         ([(X, Y), (X, Y + 1)], ValueError, "labels from 0 to 2"),
-        ([(X, Y[:3])], ValueError, "axes"),
+        ([(X, Y[:3])], ValueError, r"non-empty \(4,\)"),
         ([(X, np.array(["a"] * 4))], TypeError, "arrays of numbers"),
         ([(X[:0], Y[:0])], ValueError, "leading axis"),
         (3, TypeError, "an iterable"),

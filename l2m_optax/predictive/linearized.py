@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -90,11 +92,37 @@ def output_deviations(
     antithetic: bool = False,
 ) -> tuple[Array, Array]:
     """The outputs at the mean, and S draws of $J(x)(θ_s - θ^*)$."""
+
+    def tangent(key_and_sign: tuple[Array, Array]) -> PyTree:
+        return deviation(key_and_sign[0], posterior, key_and_sign[1])
+
+    drawn = keys_and_signs(key, num_samples, antithetic)
+    return _along(tangent, drawn, apply_fn, posterior, inputs, chunk_size)
+
+
+def deviations_along(
+    tangents: PyTree,
+    apply_fn: ApplyFn,
+    posterior: DiagonalPosterior,
+    inputs: PyTree,
+    chunk_size: int | None = None,
+) -> tuple[Array, Array]:
+    """`output_deviations` for S stacked deviations of the parameters, made before."""
+    return _along(lambda t: t, tangents, apply_fn, posterior, inputs, chunk_size)
+
+
+def _along(
+    tangent: Callable[[Any], PyTree],
+    stacked: PyTree,
+    apply_fn: ApplyFn,
+    posterior: DiagonalPosterior,
+    inputs: PyTree,
+    chunk_size: int | None,
+) -> tuple[Array, Array]:
     mean = free_mean(posterior)
     outputs, push = jax.linearize(lambda moved: apply_fn(fill(moved, posterior.mean), inputs), mean)
 
-    def one(key_and_sign: tuple[Array, Array]) -> Array:
-        tangent = deviation(key_and_sign[0], posterior, key_and_sign[1])
-        return push(jax.tree.map(lambda t, m: t.astype(m.dtype), tangent, mean))
+    def one(entry: Any) -> Array:
+        return push(jax.tree.map(lambda t, m: t.astype(m.dtype), tangent(entry), mean))
 
-    return outputs, over_draws(one, keys_and_signs(key, num_samples, antithetic), chunk_size)
+    return outputs, over_draws(one, stacked, chunk_size)
