@@ -156,7 +156,9 @@ def _of_draws(
 
 def mean_over_draws(log_probs: Array) -> Array:
     """The logarithm of the mean probability over the first axis."""
-    return jax.nn.logsumexp(log_probs, axis=0) - math.log(len(log_probs))
+    mean = jax.nn.logsumexp(log_probs, axis=0) - math.log(len(log_probs))
+    # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
+    return jnp.where(jnp.any(jnp.isnan(log_probs), axis=0), jnp.nan, mean)
 
 
 def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

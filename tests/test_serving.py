@@ -209,7 +209,7 @@ def test_one_draw_that_overflows_is_named(posterior):
     moved = np.asarray(predictive.draws["head"]["bias"] > 0.05).any(axis=1)
     first, number = int(np.argmax(np.asarray(X[:, 0] > 0))), int(moved.sum())
     assert 0 < number < 8
-    wanted = rf"input {first} in draw {np.argmax(moved)} \({number} of 8 draws\)"
+    wanted = rf"probs: .*input {first} in draw {np.argmax(moved)} \({number} of 8 draws\)"
     with pytest.raises(FloatingPointError, match=wanted):
         l2m.predict_dataset(predictive, X)
 

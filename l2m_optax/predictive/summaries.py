@@ -75,11 +75,13 @@ def classification(logit_samples: ArrayLike) -> Classification:
     """
     logits = _as_statistics(logit_samples, "logit_samples", "(S, ..., K)", 2)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    draws = jnp.exp(log_probs)
+    # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
+    sound = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
+    draws = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
     probs = jnp.mean(draws, axis=0)
     total = -jnp.sum(xlogy(probs, probs), axis=-1)
     # exp underflows to 0 where log_probs is very negative, and 0 * -inf would be NaN.
-    entropies = -jnp.sum(jnp.where(draws > 0, draws * log_probs, 0.0), axis=-1)
+    entropies = -jnp.sum(jnp.where(draws == 0, 0.0, draws * log_probs), axis=-1)
     aleatoric = jnp.minimum(jnp.mean(entropies, axis=0), total)
     return Classification(probs, total, aleatoric, total - aleatoric)
 
