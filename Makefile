@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples bench-regression bench-calibration bench-temperature bench-variance \
+	bench-examples bench-regression bench-calibration bench-serving bench-temperature bench-variance \
 	test-oldest clean
 
 PYTHON ?=
@@ -93,6 +93,9 @@ bench-regression: .venv/.dev ## compare predictive distributions on concrete and
 
 bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNIST
 	@$(PY) benchmarks/calibration.py
+
+bench-serving: .venv/.dev ## measure predictions with draws against passes of the bare network
+	@$(PY) benchmarks/serving.py
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py

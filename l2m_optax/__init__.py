@@ -1,6 +1,6 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
-from l2m_optax import likelihoods, metrics, plot
+from l2m_optax import decisions, likelihoods, metrics, plot
 from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.dataset import predict_dataset
@@ -63,6 +63,7 @@ __all__ = [
     "classification",
     "data_precision",
     "debiased",
+    "decisions",
     "diagnose",
     "effective_parameters",
     "elbo",

@@ -24,7 +24,7 @@ LAYERS = [
     {"posterior"},
     {"sampling", "diagnostics"},
     {"predictive"},
-    {"evidence", "plot", "serving"},
+    {"evidence", "plot", "serving", "decisions"},
     {"prior", "dataset", "_objectives", "_observations"},
     {"variational", "temperature"},
     {"tuning"},

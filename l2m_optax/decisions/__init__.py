@@ -1,0 +1,34 @@
+"""From predictions to decisions: whom to ask, what to refuse, which interval to state."""
+
+from l2m_optax.decisions.conformal import (
+    Interval,
+    conformal_interval,
+    conformal_quantile,
+    conformal_set,
+    label_scores,
+    prediction_interval,
+    residual_scores,
+)
+from l2m_optax.decisions.scores import (
+    OutOfDistributionScores,
+    bald_scores,
+    out_of_distribution_scores,
+    regression_bald_scores,
+)
+from l2m_optax.decisions.selective import SelectiveThreshold, selective_threshold
+
+__all__ = [
+    "Interval",
+    "OutOfDistributionScores",
+    "SelectiveThreshold",
+    "bald_scores",
+    "conformal_interval",
+    "conformal_quantile",
+    "conformal_set",
+    "label_scores",
+    "out_of_distribution_scores",
+    "prediction_interval",
+    "regression_bald_scores",
+    "residual_scores",
+    "selective_threshold",
+]
