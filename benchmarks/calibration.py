@@ -84,17 +84,45 @@ def scaling(logits, labels) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def l2m_predictions(posterior, x) -> Iterator[tuple[str, jax.Array]]:
-    """The same posterior through draws and through each closed form."""
+KINDS = ("linearised draws", "probit", "mean field 2", "Monte Carlo")
+
+
+def l2m_prediction(kind, posterior, x) -> jax.Array:
+    """Class probabilities through draws or through a closed form."""
     key, mean = jax.random.key(0), apply_fn(posterior.mean, x)
-    draws = l2m.linearized(key, apply_fn, posterior, x, num_samples=NUM_SAMPLES)
-    yield "linearised draws", l2m.classification(draws).probs
-    covariance = l2m.output_covariance(apply_fn, posterior, x)
-    variance = jnp.diagonal(covariance, axis1=1, axis2=2)
-    yield "probit", l2m.probit(mean, variance)
-    yield "mean field 2", l2m.mean_field_2(mean, covariance)
-    draws = l2m.monte_carlo(key, apply_fn, posterior, x, num_samples=NUM_SAMPLES, chunk_size=8)
-    yield "Monte Carlo", l2m.classification(draws).probs
+    if kind == "linearised draws":
+        draws = l2m.linearized(key, apply_fn, posterior, x, num_samples=NUM_SAMPLES)
+        return l2m.classification(draws).probs
+    if kind == "Monte Carlo":
+        draws = l2m.monte_carlo(key, apply_fn, posterior, x, num_samples=NUM_SAMPLES, chunk_size=8)
+        return l2m.classification(draws).probs
+    if kind == "probit":
+        return l2m.probit(mean, l2m.output_variance(apply_fn, posterior, x))
+    return l2m.mean_field_2(mean, l2m.output_covariance(apply_fn, posterior, x))
+
+
+def tuned(posterior, data) -> Iterator[tuple[str, l2m.DiagonalPosterior, tuple[str, ...]]]:
+    """Each way to choose prior precision and temperature, and the predictions it is for."""
+    both = ("prior_precision", "temperature")
+    training = data["x_train"], data["y_train"]
+    validation = data["x_val"], data["y_val"]
+    posterior = l2m.fit_prior_precision(posterior).posterior
+    yield "evidence", posterior, KINDS
+    draws = {"objective": "elbo", "num_samples": 8}
+    by_elbo = l2m.tune(posterior, apply_fn, *training, **draws).posterior
+    yield "ELBO over T", by_elbo, KINDS[:1]
+    by_elbo = l2m.tune(posterior, apply_fn, *training, over=both, **draws).posterior
+    yield "ELBO over T and δ", by_elbo, KINDS[:1]
+    by_draws = l2m.tune(posterior, apply_fn, *validation).posterior
+    yield "tuned T (v)", by_draws, KINDS[:3]
+    own = l2m.tune(posterior, apply_fn, *validation, kind="monte_carlo", chunk_size=8).posterior
+    yield "tuned T (v), Monte Carlo its own", own, KINDS[3:]
+    own = l2m.tune(posterior, apply_fn, *validation, kind="closed_form").posterior
+    yield "tuned T (v), mean field its own", own, KINDS[2:3]
+    by_draws = l2m.tune(posterior, apply_fn, *validation, over=both).posterior
+    yield "tuned T and δ (v)", by_draws, KINDS[:1]
+    own = l2m.tune(posterior, apply_fn, *validation, over=both, kind="closed_form").posterior
+    yield "tuned T and δ (v), mean field its own", own, KINDS[2:3]
 
 
 def peer_prediction(params, x_train, y_train, x) -> np.ndarray:
@@ -125,11 +153,9 @@ def predictions(tx, params, state, data) -> Iterator[tuple[str, np.ndarray]]:
         ("last layer", l2m.restrict(whole, f"layer{len(params) - 1}")),
         ("all layers", whole),
     ):
-        by_evidence = l2m.fit_prior_precision(posterior).posterior
-        by_validation = l2m.tune(by_evidence, apply_fn, x_val, y_val).posterior
-        for how, fitted in (("evidence", by_evidence), ("tuned (v)", by_validation)):
-            for link, probs in l2m_predictions(fitted, x):
-                yield f"L2M, {name}, {how}, {link}", probs
+        for how, fitted, kinds in tuned(posterior, data):
+            for kind in kinds:
+                yield f"L2M, {name}, {how}, {kind}", l2m_prediction(kind, fitted, x)
     if laplace is not None:
         probs = peer_prediction(params, data["x_train"], data["y_train"], x)
         yield "laplace-torch, last layer, Kronecker, evidence, probit", probs

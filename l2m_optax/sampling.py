@@ -127,8 +127,11 @@ def deviation(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.
 
 
 def _normal(key: Array, like: Array) -> Array:
-    """Standard normals like an array; drawn in its own shape they would compile twice as long."""
-    return jax.random.normal(key, (like.size,), like.dtype).reshape(like.shape)
+    """Standard normals like an array, in its own shape: each device then draws its own shard.
+
+    A flat draw that is reshaped compiles faster, and is made whole on every device.
+    """
+    return jax.random.normal(key, like.shape, like.dtype)
 
 
 def draw(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.0) -> PyTree:
