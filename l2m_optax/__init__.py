@@ -1,6 +1,6 @@
 """The optimizer already measured how sure it is; `l2m_optax` reads it."""
 
-from l2m_optax import decisions, likelihoods, metrics, plot
+from l2m_optax import checkpoint, decisions, likelihoods, metrics, plot
 from l2m_optax._moment import SecondMoment, debiased
 from l2m_optax._version import __version__
 from l2m_optax.dataset import predict_dataset
@@ -60,6 +60,7 @@ __all__ = [
     "Regression",
     "SecondMoment",
     "__version__",
+    "checkpoint",
     "classification",
     "data_precision",
     "debiased",

@@ -77,8 +77,9 @@ def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
       >>> from l2m_optax import likelihoods
       >>> sure, unsure = [0.0, 0.0], [0.0, 2.0]
       >>> outputs, targets = jnp.array([sure, unsure]), jnp.array([0.0, 3.0])
-      >>> print(likelihoods.heteroscedastic_gaussian(outputs, targets).round(2))
-      [-0.92 -2.53]
+      >>> first, second = likelihoods.heteroscedastic_gaussian(outputs, targets)
+      >>> print(f"{first:.2f} {second:.2f}")
+      -0.92 -2.53
 
     Reference:
       Nix & Weigend, Estimating the mean and variance of the target probability distribution (1994).

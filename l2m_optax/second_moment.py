@@ -96,8 +96,8 @@ def second_moment(
     Reference:
       Kingma & Ba, Adam (2015), section 3; Perone, Silveira & Paula, L2M (arXiv 2107.04695).
     """
-    _check_decay("decay", decay)
-    _check_decay("mean_decay", mean_decay)
+    check_decay("decay", decay)
+    check_decay("mean_decay", mean_decay)
     if tx is not None:
         like = _find(opt_state).moment.nu if params is None else params
         found = identify(tx, like)
@@ -282,7 +282,7 @@ def _debias(
     if not found.certain and decay is None:
         _refuse_ambiguous(found.path)
     decay = found.decay if decay is None else decay
-    _check_decay(f"{found.path}: hyperparams", decay)
+    check_decay(f"{found.path}: hyperparams", decay)
     mean_decay = found.mean_decay if mean_decay is None else mean_decay
     if count is None:
         raise ValueError(
@@ -312,7 +312,7 @@ def _refuse_ambiguous(path: str) -> NoReturn:
     raise TypeError(complaint(path, expected, got, remedy))
 
 
-def _check_decay(where: str, decay: ArrayLike | None) -> None:
+def check_decay(where: str, decay: ArrayLike | None) -> None:
     """A decay of 1, to which bfloat16 rounds 0.999, makes every weight 0."""
     if decay is None or not is_concrete(decay):
         return
