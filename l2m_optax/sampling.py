@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,17 @@ def _normal(key: Array, like: Array) -> Array:
 
     A flat draw that is reshaped compiles faster, and is made whole on every device.
     """
-    return jax.random.normal(key, like.shape, like.dtype)
+    sharding = _explicit_sharding(like)
+    if sharding is None:
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.random.normal(key, like.shape, like.dtype, out_sharding=sharding)
+
+
+def _explicit_sharding(like: Array) -> Any:
+    """The sharding that is part of an array's type, on meshes with axes of `AxisType.Explicit`."""
+    sharding = getattr(jax.typeof(like), "sharding", None)
+    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if jax.sharding.AxisType.Explicit in kinds else None
 
 
 def draw(key: Array, posterior: DiagonalPosterior, sign: Array | float = 1.0) -> PyTree:

@@ -1,6 +1,10 @@
 """What many tests share: one conjugate linear regression, one small network, one posterior."""
 
+import os
 from typing import NamedTuple
+
+# Before jax is imported: eight devices, for the tests of sharding; the others use the first.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import jax.numpy as jnp

@@ -80,7 +80,9 @@ def at(
     def roots_of(k: Array) -> list[Array]:
         # An index out of range, which cannot be refused under `jit`, gives NaN.
         unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
-        (cotangents,) = pull(unit + jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan))
+        unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
+        # On meshes with explicit axes the sharding is part of the type: that of the outputs.
+        (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
         return roots(uses, cotangents, kept)
 
     return roots_of, spread(uses, jax.tree.leaves(free_variance(posterior)), kept)
