@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from l2m_optax._checks import complaint
-from l2m_optax._types import PyTree
+from l2m_optax._types import Array, PyTree
 from l2m_optax.checkpoint import record
 from l2m_optax.posterior import DiagonalPosterior
 
@@ -85,7 +88,7 @@ def save_async(path: str | os.PathLike[str], posterior: DiagonalPosterior) -> Pe
         )
     arrays, header = record.write(posterior)
     # Keys on disk are numbers: what a leaf is called stays in the header.
-    numbered = {str(i): x for i, x in enumerate(arrays.values())}
+    numbered = {str(i): _everyones(x) for i, x in enumerate(arrays.values())}
     items = ocp.args.Composite(
         arrays=ocp.args.StandardSave(numbered), header=ocp.args.JsonSave(header)
     )
@@ -146,6 +149,11 @@ def orbax() -> Any:
             complaint("l2m_optax.checkpoint", "orbax-checkpoint", "none", remedy)
         ) from error
     return ocp
+
+
+def _everyones(x: Array) -> Array | np.ndarray:
+    """What every process holds for itself, as numpy's: orbax takes it from the first."""
+    return np.asarray(x) if jax.process_count() > 1 and x.is_fully_addressable else x
 
 
 def _read(checkpointer: Any, where: Path, **items: Any) -> Any:
