@@ -42,7 +42,13 @@ def broadcast(prefix: PyTree, like: PyTree) -> PyTree:
 
 def statistics_dtype(*arrays: Any) -> jnp.dtype:
     """Float32 at least: what sums and square roots of `arrays` are computed in."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return jnp.promote_types(jnp.result_type(*map(_promotable, arrays)), jnp.float32)
+
+
+def _promotable(array: Any) -> Any:
+    """Types of 8 bits, which JAX promotes to no other, count as float32."""
+    narrow = getattr(getattr(array, "dtype", None), "itemsize", 4) == 1
+    return jnp.float32 if narrow else array
 
 
 def total(tree: PyTree) -> Array:
