@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples bench-regression bench-calibration bench-serving bench-temperature bench-variance \
+	bench-examples bench-regression bench-calibration bench-scale bench-serving bench-temperature bench-variance \
 	test-oldest clean
 
 PYTHON ?=
@@ -93,6 +93,10 @@ bench-regression: .venv/.dev ## compare predictive distributions on concrete and
 
 bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNIST
 	@$(PY) benchmarks/calibration.py
+
+bench-scale: .venv/.dev ## measure bytes and bandwidth up to 250M parameters, and fine-tune a transformer
+	@$(PY) benchmarks/accelerator.py
+	@$(PY) benchmarks/text.py
 
 bench-serving: .venv/.dev ## measure predictions with draws against passes of the bare network
 	@$(PY) benchmarks/serving.py

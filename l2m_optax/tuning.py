@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from l2m_optax._checks import check_count, check_hashable, complaint
 from l2m_optax._objectives import Loss, Objective
 from l2m_optax._observations import Observations
-from l2m_optax._search import newton, rounds_for, zoom
+from l2m_optax._search import Descent, newton, rounds_for, zoom
 from l2m_optax._types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior import DiagonalPosterior
 from l2m_optax.prior import Fit, FitInfo
@@ -108,6 +108,25 @@ def tune(
     ).resolved()
     problem = _Problem(goal, tuple(name in names for name in _BOUNDS))
     key = jax.random.key(0) if key is None else key
+    best = _minimize(problem, posterior, data, key, limits)
+    places = {name: i for i, name in enumerate(_BOUNDS) if name in names}
+    found = {name: jnp.exp(best.point[i]) for name, i in places.items()}
+    edges = {name: best.edge[i] for name, i in places.items()}
+    fit = _as_fit(posterior, found, edges, best.converged, best.steps)
+    if not isinstance(over, str):
+        return fit
+    value, converged, edge = (x[over] for x in (fit.info.value, fit.info.converged, edges))
+    return Fit(fit.posterior, FitInfo(value, fit.info.iterations, converged, edge))
+
+
+def _minimize(
+    problem: _Problem,
+    posterior: DiagonalPosterior,
+    data: Observations,
+    key: Array,
+    limits: dict[str, tuple[float, float]],
+) -> Descent:
+    """The best of grids that zoom in; of one grid, and Newton's method, if there are no draws."""
 
     def losses(axes: Sequence[Array]) -> Array:
         sums = data.total(lambda x, y: _on_grid(problem, posterior, tuple(axes), key, x, y))
@@ -118,25 +137,16 @@ def tune(
         penalty = _penalty_around(problem, posterior, point)
         return jax.tree.map(lambda a, b: (a + b) / data.size, sums, penalty)
 
-    smooth, points = goal.kind == "closed_form", _POINTS[len(names)]
-    widest = max(limits.values(), key=lambda pair: pair[1] / pair[0])
-    rounds = 1 if smooth else rounds_for(math.log(widest[0]), math.log(widest[1]), points)
+    smooth, points = problem.objective.kind == "closed_form", _POINTS[len(limits)]
+    low, high = max(limits.values(), key=lambda pair: pair[1] / pair[0])
     axes = _axes(posterior, limits, points)
+    rounds = 1 if smooth else rounds_for(math.log(low), math.log(high), points)
     best = zoom(losses, axes, rounds)
-    point, edge, converged, candidates = best.point, best.edge, jnp.array(True), best.evaluations
-    if smooth:
-        bounds_of_point = jnp.stack([a[0] for a in axes]), jnp.stack([a[-1] for a in axes])
-        descent = newton(derivatives, point, best.spacing, bounds_of_point)
-        point, converged = descent.point, descent.converged
-        edge, candidates = edge | descent.edge, candidates + descent.steps
-    places = {name: i for i, name in enumerate(_BOUNDS) if name in names}
-    found = {name: jnp.exp(point[i]) for name, i in places.items()}
-    edges = {name: edge[i] for name, i in places.items()}
-    fit = _as_fit(posterior, found, edges, converged, candidates)
-    if isinstance(over, str):
-        value, converged, edge = (x[over] for x in (fit.info.value, fit.info.converged, edges))
-        return Fit(fit.posterior, FitInfo(value, fit.info.iterations, converged, edge))
-    return fit
+    if not smooth:
+        return Descent(best.point, best.edge, jnp.array(True), best.evaluations)
+    corners = jnp.stack([axis[0] for axis in axes]), jnp.stack([axis[-1] for axis in axes])
+    descent = newton(derivatives, best.point, best.spacing, corners)
+    return descent._replace(edge=best.edge | descent.edge, steps=best.evaluations + descent.steps)
 
 
 class _Problem(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_readme import run_blocks
 
 import l2m_optax as l2m
 
@@ -222,3 +223,10 @@ def test_a_checkpoint_is_restored_onto_another_mesh(number, tmp_path):
         assert leaf.sharding.is_equivalent_to(like[name].sharding, leaf.ndim)
         np.testing.assert_array_equal(leaf, posterior.second_moment.nu[name])
     np.testing.assert_allclose(l2m.log_evidence(restored), l2m.log_evidence(posterior), rtol=1e-6)
+
+
+def test_the_page_on_scale_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = run_blocks("docs/scale.md")
+    assert page["outputs"].shape == (8 * jax.device_count(), 16, 3)
+    np.testing.assert_array_equal(page["restored"].mean["body"], page["params"]["body"])
