@@ -40,9 +40,6 @@ FUNCTIONS = {
         ).info
     ),
     "tune": lambda p: l2m.tune(p, network, INPUTS, LABELS, num_samples=4).info,
-    "tune without draws": lambda p: (
-        l2m.tune(p, network, INPUTS, LABELS, kind="closed_form").info.value
-    ),
     "elbo": lambda p: l2m.elbo(p, network, INPUTS, LABELS, num_samples=4),
     "kl_divergence": l2m.kl_divergence,
     "linearized_regression": lambda p: l2m.linearized_regression(network, p, INPUTS),

@@ -113,7 +113,6 @@ def test_explicit_axes_are_obeyed(name):
     ("kind", "specs"),
     [
         (AxisType.Auto, "rows"),
-        (AxisType.Auto, "columns"),
         pytest.param(AxisType.Explicit, "rows", marks=needs_explicit_axes),
     ],
 )
