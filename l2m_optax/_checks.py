@@ -125,6 +125,22 @@ def _census(leaves: list[Array]) -> list[_Census]:
     return [_Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0)) for x in leaves]
 
 
+def check_finite(tree: PyTree, root: str, remedy: str) -> None:
+    """Refuse NaN and infinity; traced arrays pass.
+
+    Raises:
+      FloatingPointError: naming the first array that holds one.
+    """
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
+        return
+    counts = jax.device_get(_census([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
+    for (path, leaf), census in zip(paths_and_leaves, counts, strict=True):
+        if census.non_finite:
+            got = f"{census.non_finite} NaN or infinite of {math.prod(jnp.shape(leaf))}"
+            raise FloatingPointError(complaint(path_name(path, root), "finite values", got, remedy))
+
+
 def check_second_moment(nu: PyTree, root: str = "nu") -> None:
     """Refuse values that no mean of squares can have; traced arrays pass.
 

@@ -143,12 +143,16 @@ def _held(path: str, arrays: dict[str, Any]) -> Any:
 
 
 def _plain(path: str) -> str:
-    """The path in strings only, as in a checkpoint restored without its types."""
+    """The path in strings only, as in a checkpoint restored without its types.
+
+    Without a last ``value`` too: flax nnx wraps leaves in variables, of which those of the
+    parameters and of the state need not agree. No two leaves of a tree differ in that alone.
+    """
 
     def key(match: re.Match[str]) -> str:
         return match[0] if match["quoted"] else f"['{match['field'] or match['index']}']"
 
-    return _KEY.sub(key, path)
+    return _KEY.sub(key, path).removesuffix("['value']")
 
 
 def _injected_decay(moment: LeafMoment, arrays: dict[str, Any]) -> Any:

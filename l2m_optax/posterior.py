@@ -16,6 +16,7 @@ import numpy as np
 from l2m_optax._checks import (
     check_alive,
     check_count,
+    check_finite,
     check_floating,
     check_positive,
     check_second_moment,
@@ -88,7 +89,7 @@ def laplace(
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
       prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
-      prior_mean: θ0, like `params`; zero by default.
+      prior_mean: θ0, like `params`; zero by default. In fine-tuning, the pre-trained weights.
       temperature: T > 0; `tune` finds it on validation data.
       with_replacement: whether batches are drawn with replacement, which leaves out (N-1)/(N-B).
       centered: subtract the squared mean gradient, read off the optimizer's running mean of
@@ -102,7 +103,7 @@ def laplace(
       TypeError: if a leaf is no real floating-point array, or the state has no second moment.
       ValueError: if a number is not positive, ``batch_size >= num_data``, or the state does not
         match `params`, was never updated, or holds what no mean of squares can be.
-      FloatingPointError: if the second moment holds NaN or infinity.
+      FloatingPointError: if the second moment or `prior_mean` holds NaN or infinity.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -125,7 +126,7 @@ def laplace(
         moment = second_moment(opt_state, params)
     moment = _check_moment(align_moment(moment, params), centered)
     if prior_mean is not None:
-        prior_mean = align(prior_mean, params, "prior_mean")
+        prior_mean = _check_prior_mean(prior_mean, params)
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     check_positive("temperature", temperature, "pass 1 for the posterior itself")
     _broadcast_prior(prior_precision, params)
@@ -140,6 +141,18 @@ def laplace(
         temperature=_scalar(temperature),
         noise_variance=_scalar(1.0),
     )
+
+
+def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
+    """The prior's mean in the structure of `params`, with a finite array for each of them."""
+    remedy = "pass the weights that training began from"
+    check_alive(prior_mean, "prior_mean")
+    prior_mean = align(prior_mean, params, "prior_mean")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prior_mean, is_leaf=lambda x: x is None):
+        if leaf is None:
+            raise ValueError(complaint(path_name(path, "prior_mean"), "an array", "None", remedy))
+    check_finite(prior_mean, "prior_mean", remedy)
+    return prior_mean
 
 
 def restrict(

@@ -387,6 +387,34 @@ def test_nnx_optimizers():
     )
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_nnx_variables_are_read_as_they_are(chained):
+    """The leaves of parameters and of the state end in `.value`, or only one tree's do."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = optax.adam(RATE, b2=0.9)
+    tx = optax.chain(l2m.track_second_moment(0.9), optax.sgd(RATE)) if chained else tx
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    squares = []
+    for scale in (1.0, 2.0):
+        loss = functools.partial(lambda m, s: jnp.sum((m(jnp.ones((4, 3))) - s) ** 2), s=scale)
+        grads = nnx.grad(loss)(model)
+        squares.append(jax.tree.map(jnp.square, grads))
+        optimizer.update(model, grads)
+    params = nnx.state(model, nnx.Param)
+    expected = jax.tree.map(lambda a, b: (0.9 * a + b) / 1.9, *squares)
+    for opt_state in (optimizer.opt_state, nnx.state(optimizer)["opt_state"]):
+        moment = l2m.debiased(l2m.second_moment(opt_state, params, tx=tx))
+        assert jax.tree.structure(moment) == jax.tree.structure(params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moment, expected)
+
+
+def test_parameters_called_value():
+    params = {"value": jnp.ones(2), "head": {"value": jnp.ones(3), "values": jnp.ones(1)}}
+    grads = gradients(params)
+    moment = l2m.second_moment(run(optax.adam(RATE), params, grads), params, tx=optax.adam(RATE))
+    assert_close(moment, mean_of_squares(grads, 0.999))
+
+
 def test_a_state_restored_without_its_types():
     tx, grads = optax.chain(optax.adam(RATE), optax.scale(0.5)), gradients()
     restored = to_state_dict(run(tx, PARAMS, grads))

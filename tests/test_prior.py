@@ -25,6 +25,118 @@ def test_log_evidence_is_the_dense_one(posterior):
     )
 
 
+@pytest.fixture
+def pretrained(params):
+    """Where fine-tuning began: near the parameters, and not at zero."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    noise = [0.1 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    return jax.tree.map(jnp.add, params, treedef.unflatten(noise))
+
+
+def test_log_evidence_around_a_prior_mean_is_an_integral(pretrained, params):
+    """Of likelihood times prior, both Gaussian, coordinate by coordinate, by quadrature."""
+    posterior = l2m.laplace(
+        params,
+        moment_of(params),
+        num_data=50,
+        batch_size=5,
+        prior_precision=2.0,
+        prior_mean=pretrained,
+        temperature=0.5,
+    )
+    f, theta, theta_0 = (flat(tree) for tree in (l2m.data_precision(posterior), params, pretrained))
+    # The log likelihood whose sum with the log prior has its maximum at θ*, 0 there.
+    slope = 2.0 * (theta - theta_0)
+    total = 0.0
+    for precision, at, origin, g in zip(f, theta, theta_0, slope, strict=True):
+        width = 12.0 / np.sqrt(precision + 2.0)
+        w, step = np.linspace(at - width, at + width, 20_001, retstep=True)
+        log_likelihood = g * (w - at) - 0.5 * precision * (w - at) ** 2
+        log_prior = -((w - origin) ** 2) + 0.5 * np.log(2.0 / (2 * np.pi))
+        total += np.log(np.sum(np.exp(log_likelihood + log_prior)) * step)
+    np.testing.assert_allclose(l2m.log_evidence(posterior), total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", [None, "head", "bias"])
+def test_fit_is_stationary_around_a_prior_mean(posterior, pretrained, where):
+    moved = posterior._replace(prior_mean=pretrained)
+    if where is not None:
+        moved = l2m.restrict(moved, where)
+    fitted, info = l2m.fit_prior_precision(moved)
+    assert info.converged
+    held = jax.tree.map(lambda v: v > 0, l2m.variance(moved))
+    free = flat(held) > 0
+    distance = (flat(posterior.mean) - flat(pretrained))[free]
+    gamma = float(l2m.effective_parameters(fitted))
+    np.testing.assert_allclose(info.value, gamma / np.sum(distance**2), rtol=1e-4)
+    around_zero = l2m.fit_prior_precision(moved._replace(prior_mean=None)).info.value
+    assert where == "bias" or info.value > around_zero
+
+    def negative(log_delta):
+        candidate = moved._replace(prior_precision=jnp.exp(log_delta))
+        return -float(l2m.log_evidence(candidate))
+
+    best = optimize.minimize_scalar(negative, bounds=(-10, 10), method="bounded")
+    np.testing.assert_allclose(np.log(info.value), best.x, atol=2e-3)
+
+
+def test_only_the_distance_from_the_prior_mean_counts(posterior, pretrained):
+    """A shift of parameters and prior mean together is no change."""
+    moved = posterior._replace(prior_mean=pretrained)
+    difference = jax.tree.map(jnp.subtract, posterior.mean, pretrained)
+    shifted = posterior._replace(mean=difference)
+    np.testing.assert_allclose(l2m.log_evidence(moved), l2m.log_evidence(shifted), rtol=1e-5)
+    for fit in (
+        l2m.fit_prior_precision,
+        lambda p: l2m.fit_noise_variance(p, 0.3 * jnp.ones(400)),
+    ):
+        one, other = fit(moved), fit(shifted)
+        np.testing.assert_allclose(one.info.value, other.info.value, rtol=1e-4)
+        np.testing.assert_allclose(
+            one.posterior.prior_precision, other.posterior.prior_precision, rtol=1e-4
+        )
+
+
+def test_a_frozen_base_adds_nothing_to_the_prior(params, pretrained):
+    """LoRA in one tree: points may lie anywhere, and have no share in distance or evidence."""
+    moment = moment_of(params)
+    frozen = moment._replace(
+        nu={"body": jax.tree.map(lambda _: None, params["body"]), "head": moment.nu["head"]}
+    )
+    kwargs = {"num_data": 50, "batch_size": 5}
+    whole = l2m.laplace(params, frozen, prior_mean=pretrained, **kwargs)
+    alone = l2m.laplace(
+        params["head"],
+        moment._replace(nu=moment.nu["head"]),
+        prior_mean=pretrained["head"],
+        **kwargs,
+    )
+    np.testing.assert_allclose(l2m.log_evidence(whole), l2m.log_evidence(alone), rtol=1e-6)
+    found = [l2m.fit_prior_precision(p).info.value for p in (whole, alone)]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    without = l2m.laplace(
+        params, frozen, prior_mean={**pretrained, "body": params["body"]}, **kwargs
+    )
+    np.testing.assert_allclose(l2m.fit_prior_precision(without).info.value, found[0], rtol=1e-6)
+
+
+def test_a_donated_prior_mean_is_refused(params, pretrained):
+    jax.tree.leaves(pretrained)[0].delete()
+    with pytest.raises(ValueError, match=r"prior_mean.*a donated buffer"):
+        l2m.laplace(params, moment_of(params), num_data=50, batch_size=5, prior_mean=pretrained)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(None, ValueError), (jnp.nan, FloatingPointError)], ids=["None", "NaN"]
+)
+def test_a_prior_mean_that_is_none_of_a_weight_is_refused(params, pretrained, value, error):
+    leaf = None if value is None else jnp.full_like(pretrained["head"]["bias"], value)
+    broken = {**pretrained, "head": {**pretrained["head"], "bias": leaf}}
+    with pytest.raises(error, match=r"prior_mean\['head'\]\['bias'\].*training began from"):
+        l2m.laplace(params, moment_of(params), num_data=50, batch_size=5, prior_mean=broken)
+
+
 def test_fit_is_the_maximum_scipy_finds(posterior):
     def negative(log_delta):
         candidate = posterior._replace(prior_precision=jnp.exp(log_delta))
