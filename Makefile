@@ -113,7 +113,7 @@ test-oldest: .venv-oldest/.test ## run the tests on the oldest supported version
 
 clean: ## remove all that make, the tests and the demo have made
 	@rm -rf .venv .venv-oldest build dist outputs .coverage htmlcov
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Clean"
 

@@ -272,7 +272,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, make in TASKS.items():
         tables = study(make, arguments.seeds)
-        print(f"\n### {name}\n")
+        print(f"\n## {name}\n")
         print("| | all layers: T | NLL | ECE | last layer: T | NLL | ECE |")
         print("|---|---|---|---|---|---|---|")
         for rule, (t, nll, ece) in tables["all layers"].items():

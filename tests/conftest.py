@@ -1,10 +1,15 @@
 """What many tests share: one conjugate linear regression, one small network, one posterior."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
-# Before jax is imported: eight devices, for the tests of sharding; the others use the first.
+# Before jax is imported: eight devices, for the tests of sharding; the others use the first. Most
+# of the tests' time is compilation, so that workers, subprocesses and later runs share its results.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +40,7 @@ def regression():
     return Regression(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), 0.25)
 
 
-def train_linear(tx, data, loss, *, batch_size, steps, key):
+def train_linear(tx, data, loss, *, batch_size, steps, seed):
     """Train `w` on shuffled epochs; returns the parameters and the state."""
     num_data = len(data.y)
     per_epoch = num_data // batch_size
@@ -46,14 +51,11 @@ def train_linear(tx, data, loss, *, batch_size, steps, key):
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    def epoch(carry, key):
-        order = jax.random.permutation(key, num_data)[: per_epoch * batch_size]
-        return jax.lax.scan(step, carry, order.reshape(per_epoch, batch_size))
-
+    epochs = np.tile(np.arange(num_data), (steps // per_epoch, 1))
+    orders = np.random.default_rng(seed).permuted(epochs, axis=1)[:, : per_epoch * batch_size]
     params = {"w": jnp.zeros(data.x.shape[1])}
-    keys = jax.random.split(key, steps // per_epoch)
-    (params, state), _ = jax.jit(lambda carry: jax.lax.scan(epoch, carry, keys))(
-        (params, tx.init(params))
+    (params, state), _ = jax.jit(lambda *args: jax.lax.scan(step, *args))(
+        (params, tx.init(params)), orders.reshape(-1, batch_size)
     )
     return params, state
 

@@ -16,8 +16,7 @@ def gathered(data, w, batch_size):
     whole = optax.scale_by_adam(b1=0.99, b2=DECAY)
     micro = l2m.track_second_moment(DECAY)
 
-    def step(states, key):
-        batch = jax.random.choice(key, len(data.y), (batch_size,), replace=False)
+    def step(states, batch):
         x, y = data.x[batch], data.y[batch]
         each = -x * (y - x @ w)[:, None]
         grads = jnp.mean(each.reshape(-1, MICRO, len(w)), axis=1)
@@ -25,8 +24,11 @@ def gathered(data, w, batch_size):
         _, two = micro.update(jnp.mean(grads, axis=0), states[1], w, moment_updates=grads)
         return (one, two), None
 
-    keys = jax.random.split(jax.random.key(batch_size), STEPS)
-    (one, two), _ = jax.jit(lambda s: jax.lax.scan(step, s, keys))((whole.init(w), micro.init(w)))
+    everyone = np.tile(np.arange(len(data.y)), (STEPS, 1))
+    batches = np.random.default_rng(batch_size).permuted(everyone, axis=1)[:, :batch_size]
+    (one, two), _ = jax.jit(lambda *args: jax.lax.scan(step, *args))(
+        (whole.init(w), micro.init(w)), batches
+    )
     return l2m.second_moment(one, w, tx=whole), l2m.second_moment(two, w)
 
 

@@ -24,9 +24,7 @@ def trained(regression):
     fixed = optax.chain(optax.scale_by_adam(b1=0.99), optax.scale(0.0))
     results = {}
     for name, tx in {"converged": annealed, "far": fixed}.items():
-        params, state = train_linear(
-            tx, regression, half_mean, batch_size=16, steps=STEPS, key=jax.random.key(0)
-        )
+        params, state = train_linear(tx, regression, half_mean, batch_size=16, steps=STEPS, seed=0)
         moment = l2m.second_moment(state, params, tx=tx)
         posterior = l2m.laplace(
             params, moment, num_data=2000, batch_size=16, loss_scale=regression.noise_variance

@@ -1,6 +1,5 @@
 """The scale: on conjugate linear regression the posterior's precision is known exactly."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -36,7 +35,7 @@ def precision_ratio(data, params, state, **kwargs):
 @pytest.mark.parametrize("batch_size", [1, 16, 128, 1000])
 def test_precision_is_the_hessian_diagonal_at_any_batch_size(regression, batch_size):
     params, state = train_linear(
-        adam(), regression, half_mean, batch_size=batch_size, steps=STEPS, key=jax.random.key(0)
+        adam(), regression, half_mean, batch_size=batch_size, steps=STEPS, seed=0
     )
     moment = l2m.second_moment(state, tx=adam())
     ratio = precision_ratio(
@@ -51,9 +50,7 @@ def test_precision_is_the_hessian_diagonal_at_any_batch_size(regression, batch_s
     ids=["half_mean", "mean", "half_sum"],
 )
 def test_loss_scale_undoes_what_the_loss_multiplies(regression, loss, scale_over_noise):
-    params, state = train_linear(
-        adam(), regression, loss, batch_size=16, steps=STEPS, key=jax.random.key(1)
-    )
+    params, state = train_linear(adam(), regression, loss, batch_size=16, steps=STEPS, seed=1)
     ratio = precision_ratio(
         regression,
         params,
@@ -79,9 +76,7 @@ def test_centering_removes_the_mean_gradient_far_from_the_mode(regression):
     mu averages 19 batches, so its square is itself noisy: b1 near 1 and the mean over coordinates.
     """
     tx = optax.chain(optax.scale_by_adam(b1=0.99), optax.scale(0.0))
-    params, state = train_linear(
-        tx, regression, half_mean, batch_size=16, steps=STEPS, key=jax.random.key(2)
-    )
+    params, state = train_linear(tx, regression, half_mean, batch_size=16, steps=STEPS, seed=2)
     per_example = -regression.x * (regression.y - regression.x @ params["w"])[:, None]
     exact = np.var(np.asarray(per_example, np.float64), axis=0) * 2000
     moment = l2m.second_moment(state, tx=tx)
@@ -93,9 +88,7 @@ def test_centering_removes_the_mean_gradient_far_from_the_mode(regression):
 
 
 def test_evidence_finds_the_noise_without_data_to_spare(regression):
-    params, state = train_linear(
-        adam(), regression, mean, batch_size=16, steps=STEPS, key=jax.random.key(3)
-    )
+    params, state = train_linear(adam(), regression, mean, batch_size=16, steps=STEPS, seed=3)
     moment = l2m.second_moment(state, params, tx=adam())
     posterior = l2m.laplace(params, moment, num_data=2000, batch_size=16, loss_scale=2.0)
     residuals = regression.y - regression.x @ params["w"]
@@ -132,9 +125,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_that_converges_gives_the_hessian_diagonal(regression, name):
     tx = l2m.expose_second_moment(OPTIMIZERS[name]())
-    params, state = train_linear(
-        tx, regression, half_mean, batch_size=16, steps=SHORT, key=jax.random.key(4)
-    )
+    params, state = train_linear(tx, regression, half_mean, batch_size=16, steps=SHORT, seed=4)
     ratio = precision_ratio(
         regression, params, state, batch_size=16, loss_scale=regression.noise_variance
     )

@@ -1,0 +1,73 @@
+"""How Sphinx makes the documentation: `make docs`, in which a warning is an error."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # the package of this clone
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the notebooks' kernels inherit it
+
+import l2m_optax  # noqa: E402
+
+# The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them here.
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
+
+project = "l2m_optax"
+author = "The l2m-optax contributors"
+copyright = "2026, the l2m-optax contributors, Apache-2.0"
+release = version = l2m_optax.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_templates", "notebooks/*.py", "notebooks/*.md", "notebooks/data"]
+templates_path = ["_templates"]
+
+html_theme = "sphinx_book_theme"
+html_title = "l2m_optax"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_toc_level": 2}
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 600  # seconds a cell
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # progress bars
+
+default_role = "py:obj"  # `laplace` in a docstring links to it
+add_module_names = False
+autosummary_generate = True
+autodoc_typehints = "none"  # the signature shows them
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Reference"]
+
+
+def _math(app, what, name, obj, options, lines):
+    """Docstrings write mathematics as Markdown does, between dollars; reST has its own ways."""
+    text = "\n".join(lines)
+    text = re.sub(r"\$\$(.+?)\$\$", _display, text, flags=re.DOTALL)
+    text = re.sub(r"\$([^$]+)\$", lambda found: f":math:`{found[1]}`", text)
+    lines[:] = text.split("\n")
+
+
+def _display(found):
+    return f".. math:: {' '.join(found[1].split())}"
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _math)
