@@ -333,14 +333,20 @@ class _Beside:
                     break
 
     def complete(self, moment: LeafMoment) -> LeafMoment:
-        """`moment` with what stands beside it."""
-        for other, n in self.probe.states.items():
-            if self._is_field(other, "") and _counts(n):
-                moment = moment._replace(count=other, first_count=int(n[0, 0]))
-                break
+        """`moment` with what stands beside it; a wrapper may count where the state does not."""
+        counts = {path: n for path, n in self.probe.states.items() if _counts(n)}
+        beside = [path for path in counts if self._is_field(path, "")]
+        around = [path for path in counts if self._is_wrappers(path)]
+        for path in (beside or around)[:1]:
+            moment = moment._replace(count=path, first_count=int(counts[path][0, 0]))
         return moment._replace(
             injected=_injected(self.probe, moment), mean=self.mean, mean_decay=self.mean_decay
         )
+
+    def _is_wrappers(self, other: str) -> bool:
+        """Whether `other` is the count of a state, such as an `ExposedState`, around the node."""
+        wrapper, is_count, _ = other.rpartition(".count")
+        return bool(is_count) and self.node.startswith(f"{wrapper}.inner_state")
 
     def _is_field(self, other: str, path: str) -> bool:
         """Whether `other` is ``node``, one key, ``path``."""

@@ -408,6 +408,21 @@ def test_nnx_variables_are_read_as_they_are(chained):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moment, expected)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        l2m.expose_second_moment,
+        lambda tx: optax.chain(l2m.expose_second_moment(tx), optax.scale(0.5)),
+        lambda tx: optax.inject_hyperparams(lambda scale: optax.chain(tx, optax.scale(scale)))(0.5),
+    ],
+    ids=["exposed", "exposed in a chain", "injected"],
+)
+def test_a_wrapper_counts_for_a_state_that_does_not(wrap):
+    tx, grads = wrap(optax.rmsprop(RATE, decay=0.9)), gradients()
+    moment = l2m.second_moment(run(tx, PARAMS, grads), PARAMS, tx=tx)
+    assert_close(moment, mean_of_squares(grads, 0.9))
+
+
 def test_parameters_called_value():
     params = {"value": jnp.ones(2), "head": {"value": jnp.ones(3), "values": jnp.ones(1)}}
     grads = gradients(params)
