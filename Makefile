@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types pytest format notebooks docs-optimizers bench-batch-size bench-identify \
+.PHONY: help demo test lint types pytest docs format notebooks docs-optimizers bench-batch-size bench-identify \
 	bench-examples bench-regression bench-calibration bench-scale bench-serving bench-temperature bench-variance \
 	test-oldest clean
 
@@ -18,7 +18,6 @@ PY := .venv/bin/python
 PY_OLDEST := .venv-oldest/bin/python
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST := -m pytest -n 2 --doctest-modules tests l2m_optax
-KERNEL := {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 METADATA := pyproject.toml l2m_optax/_version.py
 
 # $(call make_venv,FOLDER,CANDIDATES,CONDITION,NEEDS): FOLDER made by the first candidate that runs
@@ -70,11 +69,16 @@ format: .venv/.dev ## format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --quiet || true
 	@$(PY) -m ruff format
 
-notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py)) ## make each notebook, without outputs, from the .py beside it
+docs: .venv/.dev ## make the site in docs/_build; a warning is an error
+	@echo "Making docs/_build/index.html"
+	@JAX_PLATFORMS=cpu $(PY) -m sphinx -q --fail-on-warning --keep-going -b html docs docs/_build
+	@$(PY) docs/check_links.py docs/_build
 
-notebooks/%.ipynb: notebooks/%.py | .venv/.dev
+notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py)) ## run each notebook's .py into the .ipynb beside it
+
+notebooks/%.ipynb: notebooks/%.py docs/make_notebook.py | .venv/.dev
 	@echo "Making $@"
-	@$(PY) -m jupytext --quiet --to ipynb --update-metadata '$(KERNEL)' $<
+	@$(PY) docs/make_notebook.py $<
 
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
@@ -112,7 +116,7 @@ test-oldest: .venv-oldest/.test ## run the tests on the oldest supported version
 	@JAX_PLATFORMS=cpu $(PY_OLDEST) $(PYTEST)
 
 clean: ## remove all that make, the tests and the demo have made
-	@rm -rf .venv .venv-oldest build dist outputs .coverage htmlcov
+	@rm -rf .venv .venv-oldest build dist outputs .coverage htmlcov docs/_build docs/generated docs/notebooks
 	@rm -rf .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Clean"

@@ -1,6 +1,5 @@
 """How Sphinx makes the documentation: `make docs`, in which a warning is an error."""
 
-import os
 import re
 import shutil
 import sys
@@ -8,11 +7,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the package of this clone
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the notebooks' kernels inherit it
 
 import l2m_optax  # noqa: E402
 
-# The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them here.
+# The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them below.
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
 
 project = "l2m_optax"
@@ -41,10 +39,7 @@ copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
-nb_execution_timeout = 600  # seconds a cell
-nb_execution_raise_on_error = True
-nb_output_stderr = "remove"  # progress bars
+nb_execution_mode = "off"  # `make notebooks` has run them
 
 default_role = "py:obj"  # `laplace` in a docstring links to it
 add_module_names = False

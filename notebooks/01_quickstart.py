@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Uncertainty from the optimizer you already ran
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/01_quickstart.ipynb)
+#
 # Adam keeps a running mean of squared gradients, `nu`, and throws it away after training. At the
 # end of training that array measures how sharply the loss rises around every weight, which is
 # what a Laplace approximation needs. `l2m_optax` reads it (the method is called L2M: Perone,

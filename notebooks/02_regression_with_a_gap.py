@@ -15,10 +15,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/02_regression_with_a_gap.ipynb)
 #
-# A curve is seen on both sides of a gap, with noise. What should a small network say inside the gap?
-# Hamiltonian Monte Carlo (NUTS) answers exactly, given the network, the prior and the noise, and
-# is the reference here. Beside it stand L2M, which reads Adam's state; Laplace's approximation with
-# the full matrix of curvature; an ensemble of five networks; and Monte Carlo dropout. All
+# A curve is seen on both sides of a gap, with noise. What should a small network say inside the
+# gap? Hamiltonian Monte Carlo (NUTS) answers exactly, given the network, the prior and the noise,
+# and is the reference here. Beside it stand L2M, which reads Adam's state; Laplace's approximation
+# with the full matrix of curvature; an ensemble of five networks; and Monte Carlo dropout. All
 # have 16 hidden units. It takes less than a minute.
 
 # %%
@@ -86,9 +86,11 @@ def train(key, drop=0.0):
         params, opt_state = carry
         rows = jax.random.choice(keys[0], len(x), (BATCH,), replace=False)
         keep = mask(keys[1], BATCH, drop)
-        error = lambda p: jnp.mean(
-            (network(p, jnp.asarray(x)[rows], keep) - jnp.asarray(y)[rows]) ** 2
-        )
+        inputs, targets = jnp.asarray(x)[rows], jnp.asarray(y)[rows]
+
+        def error(params):
+            return jnp.mean((network(params, inputs, keep) - targets) ** 2)
+
         updates, opt_state = tx.update(jax.grad(error)(params), opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
@@ -166,7 +168,10 @@ timed("HMC", with_hmc)
 # %%
 def with_full_matrix():
     theta, unravel = ravel_pytree(params)
-    outputs = lambda theta, x: network(unravel(theta), x)[:, 0]
+
+    def outputs(theta, x):
+        return network(unravel(theta), x)[:, 0]
+
     jacobian = jax.jacrev(outputs)(theta, x)
     covariance = jnp.linalg.inv(jacobian.T @ jacobian / noise + prior * jnp.eye(len(theta)))
     at = jax.jacrev(outputs)(theta, line)
@@ -241,9 +246,9 @@ axes[-1, -1].legend(
 plt.show()
 
 # %% [markdown]
-# HMC opens up in the gap and past the ends. L2M opens in the gap too, at no cost beyond training. Its
-# weights vary independently, so that it is less unsure in the middle than the full matrix, and it stays
-# too sure past the ends, where the hidden units are saturated and a linearised network has little to
-# say. The full matrix has the same fault there, and overshoots in the gap. The ensemble's members were
-# pulled the same way by the data and agree even where there are none; dropout's band hardly knows
-# where the data are.
+# HMC opens up in the gap and past the ends. L2M opens in the gap too, at no cost beyond training.
+# Its weights vary independently, so that it is less unsure in the middle than the full matrix, and
+# it stays too sure past the ends, where the hidden units are saturated and a linearised network
+# has little to say. The full matrix has the same fault there, and overshoots in the gap. The
+# ensemble's members were pulled the same way by the data and agree even where there are none;
+# dropout's band hardly knows where the data are.

@@ -16,8 +16,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/03_two_moons.ipynb)
 #
 # A classifier with rectified units grows surer the further an input lies from all it has seen: its
-# logits grow in a straight line. Their uncertainty under a posterior grows as fast, which bounds the
-# confidence. It takes less than a minute.
+# logits grow in a straight line. Their uncertainty under a posterior grows as fast, which bounds
+# the confidence. It takes less than a minute.
 
 # %%
 import importlib.util
@@ -102,7 +102,9 @@ key = jax.random.key(2)
 
 
 def predict(inputs):
-    draws = lambda posterior: l2m.linearized(key, apply_fn, posterior, inputs, num_samples=64)
+    def draws(posterior):
+        return l2m.linearized(key, apply_fn, posterior, inputs, num_samples=64)
+
     return {
         "mode": l2m.classification(apply_fn(params, inputs)[None]),
         "L2M, last layer": l2m.classification(draws(last)),
@@ -136,10 +138,10 @@ figure.colorbar(picture, ax=axes, label="confidence", shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# The mode's boundary is a line, as sharp far from the data as between the moons. L2M, which trained one
-# network, opens it with distance as the ensemble of five does, since where it lies out there the data
-# did not say. What a prediction is unsure *of* is told apart by `classification`: where the moons meet
-# the classes overlap (aleatoric), far away the weights disagree (epistemic).
+# The mode's boundary is a line, as sharp far from the data as between the moons. L2M, which
+# trained one network, opens it with distance as the ensemble of five does, since where it lies out
+# there the data did not say. What a prediction is unsure *of* is told apart by `classification`:
+# where the moons meet the classes overlap (aleatoric), far away the weights disagree (epistemic).
 
 # %%
 prediction = on_grid["L2M, last layer"]

@@ -15,9 +15,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/04_images.ipynb)
 #
-# A small convolutional network learns clothes (Fashion-MNIST). Is its confidence right? Which images
-# should it hand to a person? Does it notice that a handwritten digit is none of its business? It takes
-# about a minute, most of it training.
+# A small convolutional network learns clothes (Fashion-MNIST). Is its confidence right? Which
+# images should it hand to a person? Does it notice that a handwritten digit is none of its
+# business? It takes about a minute, most of it training.
 
 # %%
 import importlib.util
@@ -46,11 +46,15 @@ from l2m_optax import decisions, metrics, plot
 # %% [markdown]
 # ## The data
 #
-# 5,000 training, 1,000 validation and 3,000 test images, and 1,000 digits, lie beside this notebook in
-# the repository. Elsewhere, as on Colab, they come from OpenML.
+# 5,000 training, 1,000 validation and 3,000 test images, and 1,000 digits, lie beside this
+# notebook in the repository. Elsewhere, as on Colab, they come from OpenML.
 
 # %%
 DATA = Path(__file__).parent / "data" if "__file__" in globals() else Path("data")
+
+
+def image(x):
+    return np.asarray(x, np.float32).reshape(-1, 28, 28, 1) / 255.0
 
 
 def fetch(name):
@@ -73,7 +77,6 @@ def load():
         (x, y), (digits, _) = fetch("Fashion-MNIST"), fetch("mnist_784")
         rows = (slice(5_000), slice(5_000, 6_000), slice(-3_000, None))
         parts, digits = [(x[part], y[part]) for part in rows], digits[-1_000:]
-    image = lambda x: np.asarray(x, np.float32).reshape(-1, 28, 28, 1) / 255.0
     return *((image(x), np.asarray(y, np.int32)) for x, y in parts), image(digits)
 
 
@@ -181,9 +184,8 @@ kept = decisions.selective_threshold(
 )
 answered = p.total <= kept.threshold
 print(f"wrong when every image is answered: {float(wrong.mean()):.3f}")
-print(
-    f"wrong among the {float(answered.mean()):.0%} that are answered: {float(wrong[answered].mean()):.3f}"
-)
+share, risk = float(answered.mean()), float(wrong[answered].mean())
+print(f"wrong among the {share:.0%} that are answered: {risk:.3f}")
 
 # %% [markdown]
 # The images it is least sure of, clothes first, with what it thinks of them:

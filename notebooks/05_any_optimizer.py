@@ -15,10 +15,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/05_any_optimizer.ipynb)
 #
-# An optimizer's state does not say what it holds: `adamax` keeps a running *maximum* in a field called
-# `nu`, and a clip in front changes what Adam squares. `identify` runs the optimizer on a few known
-# gradients and goes by what it does. Here each answer is compared with the truth. It takes less
-# than a minute.
+# An optimizer's state does not say what it holds: `adamax` keeps a running *maximum* in a field
+# called `nu`, and a clip in front changes what Adam squares. `identify` runs the optimizer on a
+# few known gradients and goes by what it does. Here each answer is compared with the truth. It
+# takes less than a minute.
 
 # %%
 import importlib.util
@@ -43,9 +43,9 @@ import l2m_optax as l2m
 # %% [markdown]
 # ## A problem with a known answer
 #
-# Linear regression on 442 diabetes patients, whose ten measurements are given different scales. The
-# empirical Fisher at the optimum, $\sum_i (x_i r_i)^2 / s^4$ with residuals $r$ and noise variance $s^2$, is what
-# the state should hold.
+# Linear regression on 442 diabetes patients, whose ten measurements are given different scales.
+# The empirical Fisher at the optimum, $\sum_i (x_i r_i)^2 / s^4$ with residuals $r$ and noise
+# variance $s^2$, is what the state should hold.
 
 # %%
 x, y = load_diabetes(return_X_y=True)
@@ -128,7 +128,7 @@ for name, tx in candidates.items():
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 ax.axvspan(0.9, 1.1, color="#DDDDDD")
 ax.axvline(1.0, color="#333333", lw=1)
-for row, (name, ratio) in enumerate(ratios.items()):
+for row, ratio in enumerate(ratios.values()):
     ax.scatter(ratio, np.full(10, row), color="#0072B2", s=18)
 ax.set_yticks(range(len(ratios)), ratios)
 ax.set(xlabel="precision read from the state / exact precision (ten weights)", xlim=(0.5, 1.5))

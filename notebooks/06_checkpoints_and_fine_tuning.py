@@ -57,7 +57,7 @@ FOLDER = Path(tempfile.mkdtemp())
 # %%
 images, labels = load_digits(return_X_y=True)
 rng = np.random.default_rng(0)
-images = (images / 16 + 0.5 * rng.normal(size=images.shape)).astype(np.float32)
+images = (images / 16 + 0.3 * rng.normal(size=images.shape)).astype(np.float32)
 labels = labels.astype(np.int32)
 x, y, x_test, y_test = images[:1000], labels[:1000], images[1000:], labels[1000:]
 
@@ -82,7 +82,7 @@ def train(params, tx, x, y, steps):
     return state
 
 
-tx = optax.adamw(optax.cosine_decay_schedule(3e-3, STEPS), weight_decay=0.3)
+tx = optax.adamw(optax.cosine_decay_schedule(3e-3, STEPS), weight_decay=0.03)
 state = train(model.init(jax.random.key(0), x[:1]), tx, x, y, STEPS)
 with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(FOLDER / "last_month", state)
@@ -91,9 +91,9 @@ print("saved:", *sorted(path.name for path in (FOLDER / "last_month").iterdir())
 # %% [markdown]
 # ## Today
 #
-# Only the shapes of the parameters are needed to find them in the file, with the second moment beside
-# them. Names do not say everything, so `decay` vouches for what the file cannot: that these are
-# Adam's squares. No optimizer is built and no gradient taken.
+# Only the shapes of the parameters are needed to find them in the file, with the second moment
+# beside them. Names do not say everything, so `decay` vouches for what the file cannot: that these
+# are Adam's squares. No optimizer is built and no gradient taken.
 
 # %%
 like = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:1]))
@@ -119,20 +119,20 @@ judge("mode", l2m.classification(model.apply(posterior.mean, x_test)[None]), y_t
 judge("L2M, last layer", predict(posterior, x_test), y_test)
 
 # %% [markdown]
-# The posterior itself is saved and restored whole: it appears under its name when all of it is there,
-# nothing is overwritten, and every array has a digest.
+# The posterior itself is saved and restored whole: it appears under its name when all of it is
+# there, nothing is overwritten, and every array has a digest.
 
 # %%
 l2m.checkpoint.save(FOLDER / "posterior", posterior)
-restored = l2m.checkpoint.restore(FOLDER / "posterior")
+restored = l2m.checkpoint.restore(FOLDER / "posterior", like=like)
 same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), posterior.mean, restored.mean)
 print("restored as it was:", all(jax.tree.leaves(same)))
 
 # %% [markdown]
 # ## Fine-tuning
 #
-# A new scanner turns the images upside down, and there are few of them. Training goes on from the old
-# weights. What the network was is knowledge, so the prior's mean is the old weights, not zero:
+# A new scanner turns the images upside down, and there are few of them. Training goes on from the
+# old weights. What the network was is knowledge, so the prior's mean is the old weights, not zero:
 # `prior_mean`. The evidence then finds how far the new data moved them.
 
 # %%
