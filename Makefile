@@ -69,10 +69,10 @@ format: .venv/.dev ## format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --quiet || true
 	@$(PY) -m ruff format
 
-docs: .venv/.dev ## make the site in docs/_build; a warning is an error
-	@echo "Making docs/_build/index.html"
-	@JAX_PLATFORMS=cpu $(PY) -m sphinx -q --fail-on-warning --keep-going -b html docs docs/_build
-	@$(PY) docs/check_links.py docs/_build
+docs: .venv/.dev ## make the site in docs/_build/html; a warning is an error
+	@echo "Making docs/_build/html/index.html"
+	@JAX_PLATFORMS=cpu $(PY) -m sphinx -q --fail-on-warning --keep-going -b html docs docs/_build/html
+	@$(PY) docs/check_links.py docs/_build/html
 
 notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py)) ## run each notebook's .py into the .ipynb beside it
 

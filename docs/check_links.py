@@ -24,7 +24,8 @@ class Page(HTMLParser):
 
 
 def broken_links(root: Path) -> list[str]:
-    pages = {path.resolve(): Page(path) for path in sorted(root.rglob("*.html"))}
+    paths = [path for path in sorted(root.rglob("*.html")) if "_static" not in path.parts]
+    pages = {path.resolve(): Page(path) for path in paths}
     broken = []
     for path, page in pages.items():
         for link in page.links:

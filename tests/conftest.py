@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Before jax is imported: eight devices, for the tests of sharding; the others use the first. Most
-# of the tests' time is compilation: LLVM need not optimise what runs once, and workers,
+# of the tests' time is compilation: LLVM need not do its best for what runs once, and workers,
 # subprocesses and later runs share what was compiled.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
