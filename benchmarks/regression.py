@@ -1,9 +1,13 @@
-"""Gaussian regression on concrete and red wine, ten splits, with no validation data anywhere.
+"""Gaussian regression on concrete, red wine and diabetes, with no validation data anywhere.
 
-The mode, L2M, the exact diagonal and full generalised Gauss-Newton matrix (GGN) with their own
-evidence, and an ensemble of five. Run: `make bench-regression`.
+Ten splits each. The mode, L2M, the exact diagonal and full generalised Gauss-Newton matrix (GGN)
+with their own evidence, Monte Carlo dropout, diagonal SWAG and an ensemble of five; and Hamiltonian
+Monte Carlo (NUTS) with the prior and the noise of the full matrix, as the reference posterior.
+"TV to HMC" is the total variation between a method's predictive distribution and HMC's, averaged
+over the held-out inputs. Run: `make bench`; `FAST=1` for one split and short chains.
 """
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import report
+from measure import cached
+from numpyro.infer import MCMC, NUTS
+from scipy.stats import norm
+from sklearn.datasets import load_diabetes
 
 import l2m_optax as l2m
 
 DATA = Path(__file__).parent.parent / "notebooks" / "data"
-SPLITS, MEMBERS, BATCH_SIZE, WIDTH = 10, 5, 32, 50
-EPOCHS = {"concrete": 200, "wine_red": 50}  # tasters disagree: more is learning them by heart
+SPLITS, HMC_DRAWS = (1, 100) if report.FAST else (10, 500)
+MEMBERS, BATCH_SIZE, WIDTH, DRAWS = 5, 32, 50, 64
+DROPOUT, SWAG_EPOCHS, SWAG_RATE = 0.05, 20, 1e-2
+# Tasters disagree, and patients differ: more is learning them by heart.
+EPOCHS = {"concrete": 200, "wine_red": 50, "diabetes": 30}
 
 
-def apply_fn(params, x):
+def apply_fn(params, x, key=None):
     hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    if key is not None:
+        kept = jax.random.bernoulli(key, 1 - DROPOUT, hidden.shape)
+        hidden = jnp.where(kept, hidden / (1 - DROPOUT), 0)
     return hidden @ params["out"]["kernel"] + params["out"]["bias"]
 
 
@@ -56,26 +71,46 @@ def make_train(num_data, epochs):
     per_epoch = num_data // BATCH_SIZE
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, per_epoch * epochs))
 
-    def loss(params, x, y):
-        return jnp.mean(jnp.square(y - apply_fn(params, x)))
+    def loss(params, x, y, key):
+        return jnp.mean(jnp.square(y - apply_fn(params, x, key)))
 
-    @jax.jit
-    def train(key, x, y):
-        def step(carry, rows):
+    def run(tx, params, key, x, y, epochs, dropout):
+        """The parameters and the state at the end, and the parameters after every epoch."""
+
+        def step(carry, args):
             params, state = carry
-            grads = jax.grad(loss)(params, x[rows], y[rows])
+            rows, key = args
+            grads = jax.grad(loss)(params, x[rows], y[rows], key if dropout else None)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         def epoch(carry, key):
             order = jax.random.permutation(key, num_data)[: per_epoch * BATCH_SIZE]
-            return jax.lax.scan(step, carry, order.reshape(per_epoch, BATCH_SIZE))
+            keys = jax.random.split(jax.random.fold_in(key, 1), per_epoch)
+            carry, _ = jax.lax.scan(step, carry, (order.reshape(per_epoch, BATCH_SIZE), keys))
+            return carry, carry[0]
 
+        return jax.lax.scan(epoch, (params, tx.init(params)), jax.random.split(key, epochs))
+
+    @functools.partial(jax.jit, static_argnames="dropout")
+    def train(key, x, y, dropout=False):
         params = initial(key, x.shape[1])
-        keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
-        return jax.lax.scan(epoch, (params, tx.init(params)), keys)[0]
+        return run(tx, params, jax.random.fold_in(key, 1), x, y, epochs, dropout)[0]
 
-    return tx, train
+    @jax.jit
+    def swag(params, key, x, y):
+        """Draws around the mean of SGD's iterates at a constant rate, as wide as they scatter."""
+        sgd = optax.sgd(SWAG_RATE, momentum=0.9)
+        _, iterates = run(sgd, params, key, x, y, SWAG_EPOCHS, False)
+        keys = jax.random.split(key, len(jax.tree.leaves(params)))
+        keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+        return jax.tree.map(
+            lambda w, k: w.mean(0) + w.std(0) * jax.random.normal(k, (DRAWS, *w.shape[1:])),
+            iterates,
+            keys,
+        )
+
+    return tx, train, swag
 
 
 def l2m_prediction(tx, params, state, data: Split):
@@ -114,51 +149,124 @@ def ggn_predictions(params, data: Split):
     values, vectors = np.linalg.eigh(train.T @ train)
     values = np.maximum(values, 0)
     prior, noise = evidence(values, norm, residuals)
-    return by_diagonal, noise + (test @ vectors) ** 2 @ (1 / (values / noise + prior))
+    by_full = noise + (test @ vectors) ** 2 @ (1 / (values / noise + prior))
+    return by_diagonal, by_full, prior, noise
 
 
-def scores(mean, variance, data: Split):
-    """RMSE, NLL, CRPS and coverage of the central 95% interval, in the target's own units."""
-    mean, y = np.ravel(mean) * data.scale, np.ravel(data.y_test) * data.scale
-    variance = np.ravel(variance) * data.scale**2
+def hmc_outputs(name, params, data: Split, prior, noise):
+    """Outputs on the held-out inputs under draws from the posterior, kept from run to run."""
+
+    def potential(p):
+        squares = jnp.sum(jnp.square(data.y - apply_fn(p, data.x))) / noise
+        return 0.5 * (squares + prior * optax.tree.norm(p, squared=True))
+
+    def outputs():
+        sampler = NUTS(potential_fn=potential, max_tree_depth=8)
+        chain = MCMC(sampler, num_warmup=HMC_DRAWS, num_samples=HMC_DRAWS, progress_bar=False)
+        chain.run(jax.random.key(0), init_params=params)
+        return jax.lax.map(lambda p: apply_fn(p, data.x_test), chain.get_samples())
+
+    return np.asarray(cached(name, __file__, outputs))
+
+
+class Prediction(NamedTuple):
+    """A Gaussian for every held-out input, or the outputs whose mixture it is, in units of y."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    outputs: np.ndarray | None = None
+    noise: float = 0.0
+
+    def density(self, grid):
+        """Shape (N, grid)."""
+        if self.outputs is None:
+            return norm.pdf(
+                grid, np.ravel(self.mean)[:, None], np.sqrt(np.ravel(self.variance))[:, None]
+            )
+        return np.mean([norm.pdf(grid, f, self.noise**0.5) for f in self.outputs], axis=0)
+
+
+def of_draws(outputs, noise) -> Prediction:
+    outputs = np.asarray(outputs, np.float64)
+    return Prediction(outputs.mean(0), outputs.var(0) + noise)
+
+
+def total_variation(one: Prediction, other: Prediction) -> float:
+    grid = np.linspace(-8.0, 8.0, 1_601)
+    difference = np.abs(one.density(grid) - other.density(grid))
+    return float(0.5 * np.mean(np.sum(difference, axis=1)) * (grid[1] - grid[0]))
+
+
+def scores(prediction: Prediction, reference: Prediction, data: Split) -> dict[str, float]:
+    """In the target's own units."""
+    mean, y = np.ravel(prediction.mean) * data.scale, np.ravel(data.y_test) * data.scale
+    variance = np.ravel(prediction.variance) * data.scale**2
     m = l2m.metrics
-    return (
-        float(m.root_mean_squared_error(mean, y)),
-        float(m.gaussian_negative_log_likelihood(mean, variance, y)),
-        float(m.gaussian_crps(mean, variance, y)),
-        float(m.interval_coverage(mean, variance, y)),
-    )
+    return {
+        "RMSE": float(m.root_mean_squared_error(mean, y)),
+        "NLL": float(m.gaussian_negative_log_likelihood(mean, variance, y)),
+        "CRPS": float(m.gaussian_crps(mean, variance, y)),
+        "covered": float(m.interval_coverage(mean, variance, y)),
+        "TV to HMC": total_variation(prediction, reference),
+    }
 
 
-def methods(tx, train, data: Split, seed):
+def methods(name, tools, data: Split, seed) -> dict[str, Prediction]:
+    tx, train, swag = tools
     members = [train(jax.random.key(100 * seed + i), data.x, data.y) for i in range(MEMBERS)]
     params, state = members[0]
     mean = np.asarray(apply_fn(params, data.x_test))
-    residual = float(np.mean(np.square(data.y - apply_fn(params, data.x))))
-    means = np.stack([apply_fn(p, data.x_test) for p, _ in members])
-    residuals = [np.mean(np.square(data.y - apply_fn(p, data.x))) for p, _ in members]
-    by_diagonal, by_full = ggn_predictions(params, data)
-    yield "mode", mean, np.full(len(mean), residual)
-    yield "L2M, evidence", mean, l2m_prediction(tx, params, state, data)
-    yield "diagonal GGN, evidence", mean, by_diagonal
-    yield "full GGN, evidence", mean, by_full
-    yield f"ensemble of {MEMBERS}", means.mean(0), means.var(0) + np.mean(residuals)
+    by_diagonal, by_full, prior, noise = ggn_predictions(params, data)
+    outputs = hmc_outputs(f"hmc-{name}-{seed}-{HMC_DRAWS}", params, data, prior, noise)
+    hmc = of_draws(outputs, noise)._replace(outputs=outputs, noise=noise)
+
+    def with_residuals(draws):
+        """Noise from the training residuals of the mean prediction."""
+        residuals = np.mean(np.square(data.y - np.mean(draws(data.x), axis=0)))
+        return of_draws(draws(data.x_test), residuals)
+
+    keys = jax.random.split(jax.random.key(seed), DRAWS)
+    dropped, _ = train(jax.random.key(100 * seed), data.x, data.y, dropout=True)
+    weights = swag(params, jax.random.key(seed), data.x, data.y)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(p for p, _ in members))
+    return {
+        "HMC": hmc,
+        "mode": with_residuals(lambda x: apply_fn(params, x)[None]),
+        "L2M, evidence": Prediction(mean, l2m_prediction(tx, params, state, data)),
+        "diagonal GGN, evidence": Prediction(mean, by_diagonal),
+        "full GGN, evidence": Prediction(mean, by_full),
+        "MC dropout": with_residuals(lambda x: jax.vmap(lambda k: apply_fn(dropped, x, k))(keys)),
+        "SWAG, diagonal": with_residuals(lambda x: jax.vmap(lambda w: apply_fn(w, x))(weights)),
+        f"ensemble of {MEMBERS}": with_residuals(
+            lambda x: jax.vmap(lambda w: apply_fn(w, x))(stacked)
+        ),
+    }
+
+
+def load(name) -> dict[str, np.ndarray]:
+    if name == "diabetes":
+        x, y = load_diabetes(return_X_y=True)
+        return {"x": x, "y": y}
+    return dict(np.load(DATA / f"{name}.npz"))
 
 
 def main() -> None:
-    for name in ("concrete", "wine_red"):
-        table = dict(np.load(DATA / f"{name}.npz"))
-        tx, train = make_train(len(table["x"]) - len(table["x"]) // 10, EPOCHS[name])
-        found: dict[str, list[tuple[float, ...]]] = {}
+    tables = {}
+    for name, title in {
+        "concrete": "concrete, MPa",
+        "wine_red": "red wine, tasters' score",
+        "diabetes": "diabetes, score",
+    }.items():
+        table = load(name)
+        tools = make_train(len(table["x"]) - len(table["x"]) // 10, EPOCHS[name])
+        rows = tables.setdefault(title, {})
         for seed in range(SPLITS):
             data = split(table, seed)
-            for method, mean, variance in methods(tx, train, data, seed):
-                found.setdefault(method, []).append(scores(mean, variance, data))
-        print(f"\n| {name} | RMSE | NLL | CRPS | covered |\n|---|---|---|---|---|")
-        for method, rows in found.items():
-            middle, error = np.mean(rows, 0), np.std(rows, 0) / SPLITS**0.5
-            cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(middle, error, strict=True)]
-            print(f"| {method} | {' | '.join(cells)} |")
+            found = methods(name, tools, data, seed)
+            for method, prediction in found.items():
+                rows.setdefault(method, []).append(scores(prediction, found["HMC"], data))
+            print(name, seed, flush=True)
+    report.write("regression", tables, f"{SPLITS} splits; ± is the deviation over them")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The networks of `images` in PyTorch; laplace-torch and ivon-opt around them."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import images
+import jax.numpy as jnp
+import laplace
+import numpy as np
+import torch
+from ivon import IVON
+from laplace import curvature
+
+CHUNK = 50  # inputs at a time: a GLM predictive holds a Jacobian for each
+
+
+def to_torch(params) -> torch.nn.Sequential:
+    """The network with these weights."""
+    modules: list[torch.nn.Module] = []
+    for name in images.layers(params):
+        kernel, bias = (torch.tensor(np.array(params[name][k])) for k in ("kernel", "bias"))
+        if kernel.ndim == 4:
+            module = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
+        else:
+            module, kernel = torch.nn.Linear(*kernel.shape), kernel.T.contiguous()
+            modules.append(torch.nn.Flatten())
+        module.weight.data, module.bias.data = kernel, bias
+        modules += [module, torch.nn.ReLU()]
+    return torch.nn.Sequential(*modules[:-1])
+
+
+def from_torch(arrays: list[torch.Tensor], like) -> dict:
+    """Arrays in the order of a network's `parameters()`, as the tree `like`."""
+    tree, found = {}, iter(arrays)
+    for name in images.layers(like):
+        kernel, bias = (np.array(next(found).detach()) for _ in range(2))
+        tree[name] = {
+            "kernel": jnp.asarray(kernel if kernel.ndim == 4 else kernel.T),
+            "bias": jnp.asarray(bias),
+        }
+    return tree
+
+
+def batches(x, y, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = torch.tensor(x), torch.tensor(y).long()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(images.BATCH)[: len(x) // images.BATCH]:
+            yield x[rows], y[rows]
+
+
+def train_adam(params, x, y, epochs: int) -> float:
+    """Seconds of training as `images.train` does: what PyTorch's own costs are measured by."""
+    model = to_torch(params)
+    optimizer = torch.optim.Adam(model.parameters(), images.RATE)
+    start = time.perf_counter()
+    for inputs, labels in batches(x, y, epochs):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def train_ivon(params, x, y, seed: int, *, lr: float, hess_init: float):
+    """The mean and the deviations that ivon-opt ends with, from these weights on; seconds."""
+    torch.manual_seed(seed)
+    model = to_torch(params)
+    optimizer = IVON(model.parameters(), lr=lr, ess=len(x), hess_init=hess_init)
+    steps = images.EPOCHS * (len(x) // images.BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    begin = time.perf_counter()
+    for inputs, labels in batches(x, y, images.EPOCHS):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        schedule.step()
+    seconds = time.perf_counter() - begin
+    (group,) = optimizer.param_groups
+    flat = (len(x) * (group["hess"] + group["weight_decay"])).rsqrt()
+    sizes = [p.numel() for p in model.parameters()]
+    parts = zip(flat.split(sizes), model.parameters(), strict=True)
+    deviations = [part.reshape(p.shape) for part, p in parts]
+    mean = list(model.parameters())
+    return (from_torch(mean, params), from_torch(deviations, params)), seconds
+
+
+def laplace_torch(
+    params, x, y, *, structure: str, backend: str, subset: str = "all"
+) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """Class probabilities (GLM, probit) with the prior of its own evidence; seconds of the fit."""
+    data = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y).long())
+    fitted = laplace.Laplace(
+        to_torch(params),
+        "classification",
+        subset_of_weights=subset,
+        hessian_structure=structure,
+        backend=getattr(curvature, backend),
+    )
+    start = time.perf_counter()
+    fitted.fit(torch.utils.data.DataLoader(data, batch_size=250))
+    fitted.optimize_prior_precision(method="marglik")
+    seconds = time.perf_counter() - start
+
+    def predict(x):
+        parts = np.array_split(np.asarray(x), max(1, len(x) // CHUNK))
+        return np.concatenate([fitted(torch.tensor(part)).detach().numpy() for part in parts])
+
+    return predict, seconds
