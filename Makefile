@@ -6,16 +6,18 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types pytest docs format notebooks docs-optimizers bench-batch-size bench-identify \
-	bench-examples bench-regression bench-calibration bench-scale bench-serving bench-temperature bench-variance \
-	test-oldest clean
+BENCH_PEERS := bench-quality bench-regression bench-curvature bench-cost
+.PHONY: help demo test lint types pytest coverage docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
+	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-temperature \
+	bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
-CANDIDATES_OLDEST = $(or $(PYTHON),python3.11 python3)
 
 PY := .venv/bin/python
 PY_OLDEST := .venv-oldest/bin/python
+PY_BENCH := .venv-bench/bin/python
+PY_DIST := .venv-dist/bin/python
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST := -m pytest -n 2 --doctest-modules tests l2m_optax
 METADATA := pyproject.toml l2m_optax/_version.py
@@ -65,6 +67,10 @@ pytest: .venv/.dev ## run the tests and the examples in the docstrings
 	@echo "Running the tests"
 	@JAX_PLATFORMS=cpu $(PY) $(PYTEST)
 
+coverage: .venv/.dev ## run the tests and report what lines and branches they cover; below 95% is an error
+	@echo "Running the tests, with coverage"
+	@JAX_PLATFORMS=cpu $(PY) $(PYTEST) --cov --cov-report=term --cov-report=html
+
 format: .venv/.dev ## format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --quiet || true
 	@$(PY) -m ruff format
@@ -83,6 +89,11 @@ notebooks/%.ipynb: notebooks/%.py docs/make_notebook.py | .venv/.dev
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
 
+bench: $(BENCH_PEERS) ## compare with every peer, into benchmarks/results (an hour; minutes with FAST=1)
+
+$(BENCH_PEERS): bench-%: .venv-bench/.bench
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY_BENCH) benchmarks/$*.py
+
 bench-batch-size: .venv/.dev ## study F against the batch size, at fixed weights
 	@$(PY) benchmarks/batch_size.py
 
@@ -91,9 +102,6 @@ bench-identify: .venv/.dev ## measure what identify costs on 25 million paramete
 
 bench-examples: .venv/.dev ## measure per-example moments against a plain step
 	@$(PY) benchmarks/examples.py
-
-bench-regression: .venv/.dev ## compare predictive distributions on concrete and red wine
-	@$(PY) benchmarks/regression.py
 
 bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNIST
 	@$(PY) benchmarks/calibration.py
@@ -115,8 +123,17 @@ test-oldest: .venv-oldest/.test ## run the tests on the oldest supported version
 	@echo "Running the tests on the oldest supported versions"
 	@JAX_PLATFORMS=cpu $(PY_OLDEST) $(PYTEST)
 
+dist: .venv/.dev ## build the wheel and the sdist
+	@rm -rf dist && $(PY) -m build --outdir dist . >/dev/null && ls dist
+
+test-dist: dist ## install the wheel into an empty environment, and run the demo of the sdist there
+	$(call make_venv,.venv-dist,$(CANDIDATES),v >= (3, 11),Python 3.11 or newer)
+	@$(PY_DIST) $(PIP_INSTALL) "$$(ls $(CURDIR)/dist/*.whl)[demo]"
+	@mkdir .venv-dist/sdist && tar -xzf dist/*.tar.gz -C .venv-dist/sdist --strip-components 1
+	@rm -r .venv-dist/sdist/l2m_optax && cd .venv-dist/sdist && ../bin/python notebooks/01_quickstart.py
+
 clean: ## remove all that make, the tests and the demo have made
-	@rm -rf .venv .venv-oldest build dist outputs .coverage htmlcov docs/_build docs/generated docs/notebooks
+	@rm -rf .venv .venv-oldest .venv-bench .venv-dist build dist outputs .coverage htmlcov docs/_build docs/generated docs/notebooks
 	@rm -rf .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Clean"
@@ -138,10 +155,20 @@ clean: ## remove all that make, the tests and the demo have made
 	@touch .venv/.demo $@
 
 .venv-oldest/.made:
-	$(call make_venv,.venv-oldest,$(CANDIDATES_OLDEST),v[:2] == (3, 11),Python 3.11 for the oldest versions)
+	$(call make_venv,.venv-oldest,$(CANDIDATES),(3, 11) <= v < (3, 14),Python 3.11 to 3.13 for the oldest versions)
 	@touch $@
 
 .venv-oldest/.test: .venv-oldest/.made $(METADATA) tests/constraints-oldest.txt
 	@echo "Installing the oldest supported versions (minutes, the first time)"
 	@$(PY_OLDEST) $(PIP_INSTALL) -c tests/constraints-oldest.txt -e '.[test]'
+	@touch $@
+
+.venv-bench/.made:
+	$(call make_venv,.venv-bench,$(CANDIDATES),(3, 11) <= v < (3, 14),Python 3.11 to 3.13 for the peers)
+	@touch $@
+
+.venv-bench/.bench: .venv-bench/.made $(METADATA) benchmarks/peers-no-deps.txt
+	@echo "Installing l2m-optax and the peers it is compared with (minutes, the first time)"
+	@$(PY_BENCH) $(PIP_INSTALL) -e '.[bench]'
+	@$(PY_BENCH) $(PIP_INSTALL) --no-deps -r benchmarks/peers-no-deps.txt
 	@touch $@

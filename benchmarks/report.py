@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 FAST = bool(os.environ.get("FAST"))
+WIDEST = 8  # columns that a page has room for; a wider table is continued below itself
 PACKAGES = (
     "jax",
     "optax",
@@ -23,10 +24,11 @@ PACKAGES = (
     "ivon-opt",
 )
 
-Row = Sequence[Mapping[str, float]] | str  # one mapping a seed, or why there is none
+Row = Sequence[Mapping[str, float | str]] | str  # one mapping a seed, or why there is none
+Table = Mapping[str, Row]
 
 
-def write(name: str, tables: Mapping[str, Mapping[str, Row]], seeds: str) -> None:
+def write(name: str, tables: Mapping[str, Table], seeds: str) -> None:
     """Write and print tables; ± is the standard deviation over seeds or splits.
 
     Args:
@@ -36,12 +38,23 @@ def write(name: str, tables: Mapping[str, Mapping[str, Row]], seeds: str) -> Non
     """
     name = f"{name}-fast" if FAST else name
     RESULTS.mkdir(exist_ok=True)
-    about = {"machine": _machine(), "versions": _versions(), "seeds": seeds}
-    record = {"about": about, "tables": tables}
-    text = "\n\n".join([_about(about), *(_markdown(head, t) for head, t in tables.items())])
+    record = {
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": {"Python": platform.python_version(), **_versions()},
+        "seeds": seeds,
+        "tables": tables,
+    }
+    text = markdown(record)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    about = f"{record['machine']}; {versions}; {record['seeds']}."
+    tables = [part for head, table in record["tables"].items() for part in _parts(head, table)]
+    return "\n\n".join([about, *tables]) + "\n"
 
 
 def failure(error: Exception) -> str:
@@ -49,8 +62,13 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:120]
 
 
-def _markdown(heading: str, table: Mapping[str, Row]) -> str:
-    columns = next((list(row[0]) for row in table.values() if not isinstance(row, str)), [])
+def _parts(heading: str, table: Table) -> Iterator[str]:
+    columns = next((list(row[0]) for row in table.values() if not isinstance(row, str)), [""])
+    for start in range(0, len(columns), WIDEST):
+        yield _part(heading, table, columns[start : start + WIDEST])
+
+
+def _part(heading: str, table: Table, columns: Sequence[str]) -> str:
     lines = [f"| {heading} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for method, row in table.items():
         if isinstance(row, str):
@@ -61,22 +79,18 @@ def _markdown(heading: str, table: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float]) -> str:
-    if any(value is None or np.isnan(value) for value in values):
+def _cell(values: Sequence[Any]) -> str:
+    if isinstance(values[0], str):
+        return "; ".join(sorted(set(values)))
+    if any(np.isnan(value) for value in values):
         return "-"
     mean, spread = float(np.mean(values)), float(np.std(values))
-    digits = max(0, 3 - max(0, int(np.floor(np.log10(abs(mean)))) + 1)) if mean else 3
+    if not mean:
+        return "0"
+    digits = max(0, 2 - int(np.floor(np.log10(abs(mean)))))  # three that count, down to thousandths
+    digits = min(digits, 3) if abs(mean) > 5e-3 else digits
     spread_text = f" ± {spread:.{digits}f}" if len(values) > 1 and spread else ""
     return f"{mean:.{digits}f}{spread_text}"
-
-
-def _about(about: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
-    return f"{about['machine']}; {versions}; {about['seeds']}."
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
 
 
 def _versions() -> dict[str, str]:
