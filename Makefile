@@ -126,9 +126,10 @@ test-oldest: .venv-oldest/.test ## run the tests on the oldest supported version
 dist: .venv/.dev ## build the wheel and the sdist
 	@rm -rf dist && $(PY) -m build --outdir dist . >/dev/null && ls dist
 
-test-dist: dist ## install the wheel into an empty environment, and run the demo of the sdist there
+test-dist: dist ## install the sdist, then the wheel, into an empty environment, and run the demo there
 	$(call make_venv,.venv-dist,$(CANDIDATES),v >= (3, 11),Python 3.11 or newer)
-	@$(PY_DIST) $(PIP_INSTALL) "$$(ls $(CURDIR)/dist/*.whl)[demo]"
+	@$(PY_DIST) $(PIP_INSTALL) "$$(ls $(CURDIR)/dist/*.tar.gz)[demo]"
+	@$(PY_DIST) $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
 	@mkdir .venv-dist/sdist && tar -xzf dist/*.tar.gz -C .venv-dist/sdist --strip-components 1
 	@rm -r .venv-dist/sdist/l2m_optax && cd .venv-dist/sdist && ../bin/python notebooks/01_quickstart.py
 

@@ -39,6 +39,11 @@ class Data(NamedTuple):
     shifted: tuple[np.ndarray, ...]
     y_shifted: np.ndarray
 
+    @property
+    def inputs(self) -> np.ndarray:
+        """All that is predicted: test images, digits, shifted images."""
+        return np.concatenate([self.x_test, self.digits, *self.shifted])
+
 
 def load() -> Data:
     clothes, digits = (

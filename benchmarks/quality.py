@@ -3,12 +3,12 @@
 Fashion-MNIST with MNIST's digits as out of distribution and with rotated and noisy images as shift;
 a perceptron and a small convolutional network; five seeds. laplace-torch gets the very weights that
 L2M has: their logits are checked to agree. (v): used 1,000 validation images, IVON to choose its
-rate and its first Hessian and SWAG its rate.
+rate and its first Hessian, SWAG its rate, laplace-torch its prior, L2M its temperature.
 
 Costs: training in multiples of training one network by Adam in the same framework, fit and tuning
 included; further passes over the data; arrays kept for predictions, in copies of the parameters;
-seconds to predict 1,000 inputs, compiled. Run: `make bench-quality`; `FAST=1` for one seed and few
-inputs.
+seconds to predict 1,000 inputs in ten batches or so, compiled. Run: `make bench-quality`; `FAST=1`
+for one seed and few inputs.
 """
 
 import functools
@@ -25,7 +25,7 @@ import peers
 import report
 import torch
 from images import Data, network
-from measure import cached, timed
+from measure import answers, cached, timed
 
 import l2m_optax as l2m
 from l2m_optax import metrics
@@ -37,10 +37,11 @@ IVON = [{"lr": lr, "hess_init": h} for lr in (0.1, 0.3, 1.0) for h in (0.1, 0.5)
 SWAG = [{"rate": rate} for rate in (1e-3, 1e-2, 1e-1)]
 
 
-class Method(NamedTuple):
-    """A fitted method: images in, class probabilities out, and what it cost."""
+class Answers(NamedTuple):
+    """A method's class probabilities for `Data.inputs`, and what they cost."""
 
-    predict: Callable[[np.ndarray], jax.Array]
+    probs: np.ndarray
+    seconds: float  # per 1,000 inputs
     training: float = 1.0
     passes: float = 0.0
     copies: float = 0.0
@@ -92,23 +93,25 @@ def last_layer(params, state, name="adam"):
     return l2m.fit_prior_precision(l2m.restrict(posterior, "head")).posterior
 
 
-def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]]:
+def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]]]:
     x, y = data.x, data.y
+
+    def answered(predict, training=1.0, passes=0.0, copies=0.0):
+        return Answers(*answers(predict, data.inputs), float(training), passes, copies)
 
     def trained(seed, **options):
         name = "-".join([kind, *options, *map(str, options.values()), str(seed)])
         train = functools.partial(images.train, **options)
-        return cached(name, images.__file__, lambda: timed(train, kind, seed, x, y))
+        return cached(name, lambda: timed(train, kind, seed, x, y), images.__file__)
 
     (params, _), once = trained(seed)
 
     @functools.cache
     def torch_once():
-        start = images.initial(kind, jax.random.key(seed))
-        return peers.train_adam(start, x, y, 3) * images.EPOCHS / 3
+        return peers.train_adam(images.initial(kind, jax.random.key(seed)), x, y)
 
     def mode(params):
-        return Method(jax.jit(lambda x: jax.nn.softmax(network(params, x))))
+        return answered(jax.jit(lambda x: jax.nn.softmax(network(params, x))))
 
     def scaled():
         def fit(logits):
@@ -121,9 +124,8 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]
             return grid[jnp.argmin(jax.lax.map(loss, grid))]
 
         best, seconds = timed(jax.jit(lambda x: fit(network(params, x))), data.x_val)
-        return Method(
-            lambda x: jax.nn.softmax(network(params, x) / best), 1 + float(seconds / once)
-        )
+        predict = jax.jit(lambda x: jax.nn.softmax(network(params, x) / best))
+        return answered(predict, 1 + seconds / once)
 
     def dropout():
         (params, _), seconds = trained(seed, dropout=True)
@@ -134,7 +136,7 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]
             logits = jax.lax.map(lambda key: network(params, x, key), keys)
             return l2m.classification(logits).probs
 
-        return Method(predict, float(seconds / once))
+        return answered(predict, seconds / once)
 
     def ensemble():
         members = [trained(s)[0] for s in range(seed, 100 * MEMBERS, 100)]
@@ -144,16 +146,17 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]
         (params, _), _ = trained(seed)
         return cached(
             f"{kind}-swag-{rate}-{seed}",
-            images.__file__,
             lambda: timed(images.train_swag, params, seed, x, y, rate),
+            images.__file__,
         )
 
     def ivon(seed, lr, hess_init):
         start = images.initial(kind, jax.random.key(seed))
         return cached(
             f"{kind}-ivon-{lr}-{hess_init}-{seed}",
-            peers.__file__,
             lambda: peers.train_ivon(start, x, y, seed, lr=lr, hess_init=hess_init),
+            images.__file__,
+            peers.__file__,
         )
 
     def chosen(fit, options):
@@ -167,26 +170,31 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]
 
     def by_swag():
         found, seconds = chosen(swag, SWAG)
-        return Method(gaussian(*found), 1 + float(seconds / once), images.SWAG_EPOCHS, 1)
+        return answered(gaussian(*found), 1 + seconds / once, images.SWAG_EPOCHS, 1)
 
     def by_ivon():
         found, seconds = chosen(ivon, IVON)
-        return Method(gaussian(*found), float(seconds) / torch_once(), copies=1)
+        return answered(gaussian(*found), seconds / torch_once(), copies=1)
 
     def by_laplace_torch(copies, **options):
-        predict, seconds = peers.laplace_torch(params, x, y, **options)
-        return Method(predict, 1 + seconds / torch_once(), 1, copies)
+        probs, seconds, fit = cached(
+            "-".join([kind, "laplace", *map(str, options.values()), str(seed), str(len(x_all))]),
+            lambda: peers.laplace_torch(params, data, **options),
+            images.__file__,
+            peers.__file__,
+        )
+        return Answers(probs, float(seconds), 1 + float(fit) / torch_once(), 1, copies)
 
-    def last(name="adam"):
+    def by_evidence(posterior, predict=linearized, name="adam"):
         (p, s), _ = trained(seed, **({} if name == "adam" else {"name": name}))
-        posterior, seconds = timed(last_layer, p, s, name)
-        return Method(linearized(posterior), 1 + float(seconds / once))
+        found, seconds = timed(posterior, p, s, name)
+        return answered(predict(found), 1 + seconds / once)
 
     def tuned(predict, name="adam"):
         (p, s), _ = trained(seed, **({} if name == "adam" else {"name": name}))
         posterior = whole(p, s, name)
         fit, seconds = timed(l2m.tune, posterior, network, data.x_val, data.y_val)
-        return Method(predict(fit.posterior), 1 + float(seconds / once))
+        return answered(predict(fit.posterior), 1 + seconds / once)
 
     def ensemble_of_l2m():
         draws = [
@@ -194,41 +202,46 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Method]]
             for i, member in enumerate(ensemble())
         ]
         draws = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
-        return Method(averaged(draws), MEMBERS, copies=2 * MEMBERS - 2)
+        return answered(averaged(draws), MEMBERS, copies=2 * MEMBERS - 2)
 
+    x_all = data.inputs
     diagonal = functools.partial(by_laplace_torch, 1, structure="diag")
     kronecker = functools.partial(
         by_laplace_torch, float("nan"), structure="kron", backend="CurvlinopsGGN"
     )
+    head = functools.partial(kronecker, subset="last_layer")
     yield "mode", lambda: mode(params)
     yield "mode, temperature scaling (v)", scaled
     yield "MC dropout", dropout
     yield "SWAG, diagonal (v)", by_swag
     yield "IVON (v)", by_ivon
     yield "laplace-torch, diagonal EF", lambda: diagonal(backend="BackPackEF")
+    yield (
+        "laplace-torch, diagonal EF, tuned (v)",
+        lambda: diagonal(backend="BackPackEF", tuned=True),
+    )
     yield "laplace-torch, diagonal GGN", lambda: diagonal(backend="BackPackGGN")
     yield "laplace-torch, Kronecker", kronecker
-    yield "laplace-torch, Kronecker, last layer", lambda: kronecker(subset="last_layer")
-    yield "L2M, last layer", last
+    yield "laplace-torch, Kronecker, last layer", head
+    yield "laplace-torch, Kronecker, last layer, tuned (v)", lambda: head(tuned=True)
+    yield "L2M, all layers", lambda: by_evidence(whole)
     yield "L2M, all layers, tuned (v)", lambda: tuned(linearized)
     yield "L2M, all layers, tuned (v), mean field", lambda: tuned(mean_field)
+    yield "L2M, last layer", lambda: by_evidence(last_layer)
     yield "mode, trained by RMSprop", lambda: mode(trained(seed, name="rmsprop")[0][0])
-    yield "L2M of RMSprop, last layer", lambda: last("rmsprop")
+    yield "L2M of RMSprop, last layer", lambda: by_evidence(last_layer, name="rmsprop")
     yield "L2M of RMSprop, all layers, tuned (v)", lambda: tuned(linearized, "rmsprop")
     yield (
         "deep ensemble of 5",
-        lambda: Method(averaged(stack([p for p, _ in ensemble()])), MEMBERS, copies=MEMBERS - 1),
+        lambda: answered(averaged(stack([p for p, _ in ensemble()])), MEMBERS, copies=MEMBERS - 1),
     )
     yield "L2M around each of 5, last layer", ensemble_of_l2m
 
 
-def scores(method: Method, data: Data) -> dict[str, float]:
-    both = np.concatenate([data.x_test, data.digits])
-    inside = len(data.x_test)
-    _, seconds = timed(method.predict, data.digits)
-    probs = np.asarray(method.predict(both), np.float64)
-    p, entropy = probs[:inside], -np.sum(probs * np.log(np.maximum(probs, 1e-30)), axis=1)
-    shifted = np.concatenate([np.asarray(method.predict(x), np.float64) for x in data.shifted])
+def scores(found: Answers, data: Data) -> dict[str, float]:
+    inside, both = len(data.x_test), len(data.x_test) + len(data.digits)
+    p, shifted = found.probs[:inside], found.probs[both:]
+    entropy = -np.sum(found.probs * np.log(np.maximum(found.probs, 1e-30)), axis=1)[:both]
     labels = np.tile(data.y_shifted, len(data.shifted))
     return {
         "accuracy": float(metrics.accuracy(p, data.y_test)),
@@ -236,13 +249,13 @@ def scores(method: Method, data: Data) -> dict[str, float]:
         "ECE": float(metrics.expected_calibration_error(p, data.y_test)),
         "Brier": float(metrics.brier_score(p, data.y_test)),
         "AURC": float(metrics.aurc(entropy[:inside], p.argmax(1) != data.y_test)),
-        "AUROC, digits": float(metrics.auroc(entropy, np.arange(len(both)) >= inside)),
+        "AUROC, digits": float(metrics.auroc(entropy, np.arange(both) >= inside)),
         "NLL, shifted": float(metrics.negative_log_likelihood(shifted, labels)),
         "ECE, shifted": float(metrics.expected_calibration_error(shifted, labels)),
-        "training": method.training,
-        "passes": method.passes,
-        "copies": method.copies,
-        "s / 1,000": seconds / len(data.digits) * 1_000,
+        "training": found.training,
+        "passes": found.passes,
+        "copies": found.copies,
+        "s / 1,000": found.seconds,
     }
 
 
