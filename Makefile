@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-quality bench-regression bench-curvature bench-cost
-.PHONY: help demo test lint types pytest coverage docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
+.PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
 	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-temperature \
 	bench-variance test-oldest dist test-dist clean
 
@@ -70,6 +70,9 @@ pytest: .venv/.dev ## run the tests and the examples in the docstrings
 coverage: .venv/.dev ## run the tests and report what lines and branches they cover; below 95% is an error
 	@echo "Running the tests, with coverage"
 	@JAX_PLATFORMS=cpu $(PY) $(PYTEST) --cov --cov-report=term --cov-report=html
+
+mutants: .venv/.mutants ## change the mathematics here and there: does a test fail? (an hour; SAMPLE=20 for minutes)
+	@$(PY) benchmarks/mutants.py
 
 format: .venv/.dev ## format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --quiet || true
@@ -154,6 +157,10 @@ clean: ## remove all that make, the tests and the demo have made
 	@echo "Installing l2m-optax and what its development needs (minutes, the first time)"
 	@$(PY) $(PIP_INSTALL) -e '.[dev]'
 	@touch .venv/.demo $@
+
+.venv/.mutants: .venv/.dev
+	@$(PY) $(PIP_INSTALL) -e '.[mutants]'
+	@touch $@
 
 .venv-oldest/.made:
 	$(call make_venv,.venv-oldest,$(CANDIDATES),(3, 11) <= v < (3, 14),Python 3.11 to 3.13 for the oldest versions)

@@ -87,6 +87,8 @@ def _cell(values: Sequence[Any]) -> str:
     mean, spread = float(np.mean(values)), float(np.std(values))
     if not mean:
         return "0"
+    if abs(mean) < 1e-3 or abs(mean) >= 1e5:
+        return f"{mean:.1e}"
     digits = max(0, 2 - int(np.floor(np.log10(abs(mean)))))  # three that count, down to thousandths
     digits = min(digits, 3) if abs(mean) > 5e-3 else digits
     spread_text = f" ± {spread:.{digits}f}" if len(values) > 1 and spread else ""

@@ -8,6 +8,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the package of this clone
 
+from docutils import nodes  # noqa: E402
+
 import l2m_optax  # noqa: E402
 
 # The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them below.
@@ -64,5 +66,15 @@ def _display(found):
     return f".. math:: {' '.join(found[1].split())}"
 
 
+def _figures(app, doctree):
+    """Mark tables of figures, whose cells the style does not break; prose is broken as usual."""
+    for table in doctree.findall(nodes.table):
+        rows = [row.children[1:] for body in table.findall(nodes.tbody) for row in body.children]
+        cells = [cell.astext() for row in rows for cell in row]
+        if 2 * sum(cell[:1].isdigit() for cell in cells) > len(cells):
+            table["classes"].append("figures")
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _math)
+    app.connect("doctree-read", _figures)
