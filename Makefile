@@ -71,8 +71,8 @@ coverage: .venv/.dev ## run the tests and report what lines and branches they co
 	@echo "Running the tests, with coverage"
 	@JAX_PLATFORMS=cpu $(PY) $(PYTEST) --cov --cov-report=term --cov-report=html
 
-mutants: .venv/.mutants ## change the mathematics here and there: does a test fail? (an hour; SAMPLE=20 for minutes)
-	@$(PY) benchmarks/mutants.py
+mutants: .venv/.mutants ## change the mathematics here and there: does a test fail? (an hour or two)
+	@$(PY) benchmarks/mutate.py --number 250 --seed 0 --workers 2
 
 format: .venv/.dev ## format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --quiet || true

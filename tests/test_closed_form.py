@@ -162,6 +162,31 @@ def test_the_bridge_as_the_paper_writes_it():
     np.testing.assert_allclose(l2m.laplace_bridge(mean, variances), expected, rtol=1e-4)
 
 
+def test_the_bridge_of_a_batch_is_that_of_each():
+    matrices = np.stack([covariance_of(4, scale) for scale in (0.5, 1.0, 1.5)])
+    means = np.stack([MEANS[4], MEANS[4][::-1], 0.5 * MEANS[4]])
+    each = [l2m.laplace_bridge(mean, matrix) for mean, matrix in zip(means, matrices, strict=True)]
+    np.testing.assert_allclose(l2m.laplace_bridge(means, matrices), each, rtol=1e-5)
+
+
+def test_the_bridge_has_a_gradient_where_logits_sum_to_a_constant():
+    """Only the diagonal of Σ counts there, and α_k is inverse to its own entry."""
+    alpha = np.array([8.0, 3.0, 2.0])
+    centering = np.eye(3) - 1 / 3
+    mean = jnp.asarray(centering @ np.log(alpha), jnp.float32)
+    covariance = jnp.asarray(centering @ np.diag(1 / alpha) @ centering, jnp.float32)
+    gradient = jax.jacobian(lambda c: l2m.laplace_bridge(mean, c))(covariance)
+    expected = np.zeros((3, 3, 3))
+    expected[range(3), range(3), range(3)] = -alpha / np.diagonal(covariance)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+
+
+def test_the_bridge_is_finite_where_one_logit_has_nearly_all_of_the_variance():
+    alpha = l2m.laplace_bridge(MEANS[4], np.array([1.0, 1e-12, 1e-12, 1e-12]))
+    assert np.all(np.isfinite(alpha) & (np.asarray(alpha) > 0))
+    np.testing.assert_allclose(normalised(alpha).sum(), 1.0, rtol=1e-6)
+
+
 def test_the_bridge_against_draws():
     alpha = np.array([8.0, 3.0, 2.0, 5.0])
     centering = np.eye(4) - 1 / 4
@@ -218,6 +243,12 @@ BAD = {
         FloatingPointError,
         "mean: expected finite values, got 1 NaN or infinite of 3",
     ),
+    "a mean that is mostly NaN": (
+        np.array([np.nan, np.nan, 1.0]),
+        np.ones(3),
+        FloatingPointError,
+        "mean: expected finite values, got 2 NaN or infinite of 3",
+    ),
     "an infinite variance": (
         np.zeros(3),
         np.array([1.0, np.inf, 1.0]),
@@ -247,6 +278,16 @@ def test_what_is_no_covariance_is_refused(function):
         function(np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]))
     with pytest.raises(ValueError, match="larger than its two variances allow"):
         function(np.zeros(2), np.array([[1.0, 1.5], [1.5, 1.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_a_covariance_is_told_from_others_at_any_scale(scale):
+    with pytest.raises(ValueError, match="a symmetric matrix"):
+        l2m.mean_field_2(np.zeros(2), scale * np.array([[1.0, 0.5], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="larger than its two variances allow"):
+        l2m.mean_field_2(np.zeros(2), scale * np.array([[1.0, 1.5], [1.5, 1.0]]))
+    rounded = scale * np.array([[1.0, 1.0], [0.9999, 0.9999]])
+    np.testing.assert_allclose(l2m.mean_field_2(np.zeros(2), rounded), 0.5, rtol=1e-3)
 
 
 def test_the_bridge_refuses_logits_without_variance():

@@ -128,6 +128,23 @@ def test_outputs_are_taken_in_turns_where_they_do_not_fit(posterior, inputs, ent
     module._compiled.clear_cache()
 
 
+@pytest.mark.parametrize("entries", [1, 700, 3000, 40_000])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1000), (10, 7), (1000, 100), (10**5, 3)])
+def test_chunks_are_the_largest_within_32_mebibytes(entries, outputs, inputs):
+    def fits(examples, outputs):
+        return 4 * entries * examples * outputs <= 32 * 2**20
+
+    most = max(n for n in range(1, inputs + 1) if n == 1 or fits(n, outputs))
+    fewest = next(k for k in range(1, inputs + 1) if k * most >= inputs)
+    chunk, width = module._chunks(entries, outputs, inputs, None)
+    # As few chunks as can be, and none larger than they need be.
+    assert chunk == next(n for n in range(1, most + 1) if n * fewest >= inputs)
+    for size in (chunk, 2 * chunk):
+        _, width = module._chunks(entries, outputs, inputs, size)
+        assert width == 1 or fits(size, width)
+        assert width == outputs or not fits(size, width + 1)
+
+
 def test_parameters_of_low_precision_are_squared_in_float32():
     params = {"w": jnp.ones((4, 3), jnp.bfloat16)}
     posterior = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
@@ -191,6 +208,18 @@ def test_batch_statistics_in_training_mode_are_refused(posterior, inputs):
         l2m.output_variance(normalised, posterior, inputs)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_outputs_depend_on_other_examples_at_any_size_of_theirs(posterior, inputs, size):
+    def centred(params, x):
+        return size * network(params, x - x.mean(0))
+
+    with pytest.raises(ValueError, match="depend on that example only"):
+        l2m.output_variance(centred, posterior, inputs)
+    exact = l2m.output_variance(lambda p, x: size * network(p, x), posterior, inputs)
+    plain = l2m.output_variance(network, posterior, inputs)
+    np.testing.assert_allclose(exact, size**2 * plain, rtol=1e-5)
+
+
 def test_what_is_no_function_of_params_and_inputs_is_refused(posterior, inputs):
     leaked = []
     jax.jit(lambda x: leaked.append(x) or x)(1.0)
@@ -236,6 +265,14 @@ def test_indices_of_no_output_are_refused(posterior, inputs, outputs, error, mat
         l2m.output_variance(network, posterior, inputs, outputs=outputs)
 
 
+def test_indices_of_outputs_with_more_axes_are_refused(posterior, inputs):
+    def apply_fn(params, x):
+        return jnp.stack([network(params, x)] * 2, axis=1)
+
+    with pytest.raises(ValueError, match=r"outputs of shape \(N, K\), got .*\(6, 2, 3\)"):
+        l2m.output_variance(apply_fn, posterior, inputs, outputs=jnp.array([0]))
+
+
 def test_indices_under_jit_never_give_a_wrong_number(posterior, inputs):
     exact = jax.jit(lambda k: l2m.output_variance(network, posterior, inputs, outputs=k))(
         jnp.array([0, 3])
@@ -249,3 +286,8 @@ def test_inputs_without_examples_are_refused(posterior):
         l2m.output_variance(network, posterior, jnp.zeros(()))
     with pytest.raises(ValueError, match="leading axis"):
         l2m.output_variance(network, posterior, jnp.zeros((0, 4)))
+
+
+def test_a_negative_index_under_jit_gives_no_number(posterior, inputs):
+    variance = jax.jit(lambda k: l2m.output_variance(network, posterior, inputs, outputs=k))
+    assert np.isnan(variance(jnp.array([-1]))).all()

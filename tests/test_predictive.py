@@ -105,6 +105,38 @@ def test_classification_splits_entropy_exactly():
     assert np.all(summary.epistemic >= 0)
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (6, 2, 3, 4)])
+def test_classification_takes_any_number_of_axes(shape):
+    logits = np.random.default_rng(1).normal(0, 3, shape)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    summary = l2m.classification(jnp.asarray(logits))
+    np.testing.assert_allclose(summary.total, stats.entropy(p.mean(0), axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(summary.aleatoric, stats.entropy(p, axis=-1).mean(0), rtol=1e-5)
+
+
+def test_a_nan_in_one_logit_is_one_of_its_own_input_alone():
+    logits = np.random.default_rng(2).normal(0, 3, (6, 5, 4))
+    broken = logits.copy()
+    broken[3, 1, 2] = np.nan
+    whole, found = l2m.classification(jnp.asarray(logits)), l2m.classification(jnp.asarray(broken))
+    assert np.all(np.isnan(found.probs[1]))
+    for before, after in zip(whole, found, strict=True):
+        assert np.all(np.isnan(after[1]))
+        np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
+
+
+def test_a_nan_that_is_a_constant_of_the_network_is_not_lost():
+    """Code that XLA leaves as it is may make a number of it, in an exp that is fused with it."""
+    logits = jnp.asarray(np.random.default_rng(3).normal(0, 3, (6, 5, 4)))
+
+    def broken(logits):
+        third = jnp.full((6, 5, 1), jnp.nan)
+        return l2m.classification(jnp.concatenate([logits[..., :2], third, logits[..., 3:]], -1))
+
+    plain = jax.jit(broken, compiler_options={"xla_backend_optimization_level": 0})
+    assert all(np.isnan(part).all() for part in plain(logits))
+
+
 def test_classification_survives_extreme_logits():
     summary = l2m.classification(jnp.array([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]]))
     np.testing.assert_allclose(summary.total, np.log(2), rtol=1e-6)

@@ -164,6 +164,23 @@ def test_fit_finds_the_same_maximum_from_any_start(posterior, scale):
     assert np.max(info.iterations) <= 10  # of Newton; halving alone would take 20
 
 
+@pytest.mark.parametrize("value", [1e-12, 1e12])
+def test_a_maximum_is_found_from_1e_minus_12_to_1e12(value):
+    """Of one coordinate that the data determine: δ = 1 / θ*²."""
+    posterior = l2m.laplace(
+        jnp.full(1, value**-0.5), l2m.SecondMoment(nu=jnp.ones(1)), num_data=2, batch_size=1
+    )
+    info = l2m.fit_prior_precision(posterior._replace(data_scale=jnp.float32(1e20))).info
+    assert info.converged
+    np.testing.assert_allclose(info.value, value, rtol=1e-4)
+
+
+def test_a_fit_that_starts_at_its_maximum_takes_one_step(posterior):
+    fitted, info = l2m.fit_prior_precision(posterior)
+    assert info.iterations > 1
+    assert l2m.fit_prior_precision(fitted).info.iterations == 1
+
+
 @pytest.mark.parametrize(
     "groups",
     [
@@ -218,6 +235,21 @@ def test_noise_solves_its_equation(params):
     np.testing.assert_allclose(fitted.prior_precision, prior, rtol=1e-3)
     again = l2m.fit_noise_variance(fitted, residuals).info.value
     np.testing.assert_allclose(again, info.value, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.01, 30.0])
+def test_noise_of_any_size_solves_its_equation(params, size):
+    posterior = l2m.laplace(params, moment_of(params), num_data=400, batch_size=4, loss_scale=2.0)
+    # As the noise grows, so do the gradients.
+    moment = posterior.second_moment
+    moment = moment._replace(nu=jax.tree.map(lambda nu: size**2 * nu, moment.nu))
+    residuals = size * jax.random.normal(jax.random.key(1), (400,))
+    fitted, info = l2m.fit_noise_variance(posterior._replace(second_moment=moment), residuals)
+    assert info.converged
+    assert 1 <= info.iterations <= 30  # each halves a bracket of 30 in log s², down to 1e-5
+    gamma = float(l2m.effective_parameters(fitted))
+    assert gamma > 1.0
+    np.testing.assert_allclose(info.value, float(jnp.sum(residuals**2)) / (400 - gamma), rtol=1e-4)
 
 
 def test_noise_takes_groups_and_reports_residuals_of_zero(params):

@@ -217,6 +217,11 @@ REFUSALS = {
     ),
     # summaries
     "no axis of draws": (lambda: l2m.classification(jnp.ones(3)), ValueError, "logit_samples"),
+    "no axis of pairs": (
+        lambda: l2m.heteroscedastic_regression(jnp.ones(2)),
+        ValueError,
+        "samples: expected shape (S, ..., 2), got (2,)",
+    ),
     "one draw": (lambda: l2m.regression(jnp.ones((1, 3)), 1.0), ValueError, "at least 2 draws"),
     "noise 0": (lambda: l2m.regression(jnp.ones((2, 3)), 0.0), ValueError, "noise_variance"),
     # fits

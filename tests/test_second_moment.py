@@ -182,6 +182,14 @@ def test_bias_is_undone_without_cancellation():
     np.testing.assert_allclose(nu[0], 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.5, 0.95, 0.999])
+def test_a_traced_decay_undoes_the_same_bias(decay, run_params, grads):
+    state = run(optax.adam(1e-3, b2=decay), run_params, grads)
+    moment = jax.jit(lambda state, decay: l2m.second_moment(state, decay=decay))(state, decay)
+    expected = 1 - np.float64(np.float32(decay)) ** NUM_STEPS
+    np.testing.assert_allclose(moment.weight, expected, rtol=1e-6)
+
+
 def test_mean_decay_is_measured(run_params):
     tx = optax.adam(1e-3, b1=0.8)
     state = run(tx, run_params, gradients(run_params, 3))

@@ -1,0 +1,215 @@
+"""Would a test fail if the mathematics were wrong? Changes it, one operator or number at a time.
+
+cosmic-ray lists the changes to the modules below. Left out are those that change nothing that is
+computed (annotations, decorators, messages) and those that any call would notice, such as a shift
+of floats. A sample of the rest, from each module in proportion, is tried in temporary copies of the
+repository: each change first against the tests that look at its module and, if it survives them,
+against the others. A test that fails kills it, as do tests that run four times as long as before.
+
+Run by `make mutants`, or ``python benchmarks/mutate.py --number 250 --seed 0`` with cosmic-ray beside
+what the tests need: an hour or two. It prints the share killed and writes it with the survivors to
+`benchmarks/results/mutants.md`; why one cannot be told from the original is added there by hand,
+and kept from run to run.
+"""
+
+import argparse
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from cosmic_ray import plugins
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "mutants.md"
+MODULES = {  # and the tests that look at each
+    "posterior": ["posterior", "refusals", "contracts", "prior", "low_precision"],
+    "evidence": ["prior", "posterior", "contracts"],
+    "sampling": ["sampling", "posterior", "contracts", "predictive"],
+    "prior": ["prior", "posterior", "contracts", "refusals"],
+    "_moment": ["posterior", "second_moment", "contracts"],
+    "predictive/closed_form": ["closed_form"],
+    "predictive/exact": ["contracts", "refusals"],
+    "predictive/jacobian": ["output_variance", "predictive", "refusals"],
+    "predictive/linearized": ["predictive", "contracts", "refusals"],
+    "predictive/plan": ["output_variance"],
+    "predictive/predict": ["predictive", "refusals", "contracts"],
+    "predictive/summaries": ["predictive", "refusals", "likelihoods", "contracts"],
+    "predictive/variance": ["output_variance", "predictive", "refusals"],
+}
+OTHERS = ["decisions", "factorized", "linear_regression", "metrics", "optimizers", "serving"]
+OTHERS += ["temperature", "tuning", "variational", "wrappers"]
+MESSAGES = {"expected", "got", "remedy", "paths"}
+
+
+class Mutant(NamedTuple):
+    module: str
+    line: int
+    before: str
+    after: str
+    code: str
+
+    @property
+    def change(self) -> str:
+        return " | ".join(
+            "`" + code.replace("|", r"\|") + "`" for code in (self.before, self.after)
+        )
+
+
+class Computed(ast.NodeTransformer):
+    """Leaves what is computed: no annotations, decorators, docstrings, or texts of errors."""
+
+    def visit_AnnAssign(self, node):
+        return ast.Assign([node.target], node.value) if node.value else None
+
+    def visit_arguments(self, node):
+        names = [ast.Name(a.arg) for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+        return ast.Tuple([*names, *node.defaults, *filter(None, node.kw_defaults)])
+
+    def visit_FunctionDef(self, node):
+        node.returns, node.decorator_list = None, []
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        name = getattr(node.targets[0], "id", None)
+        return None if name in MESSAGES else self.generic_visit(node)
+
+    def visit_Raise(self, node):
+        return ast.Raise()
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    code = (ROOT / "l2m_optax" / f"{module}.py").read_text(encoding="utf-8")
+    nodes, lines = list(ast_nodes(get_ast(code))), code.splitlines()
+    seen = {ast.dump(Computed().visit(ast.parse(code)))}
+    for name in plugins.operator_names():
+        operator = plugins.get_operator(name)
+        # Shifts, bits of floats and identity of numbers: any call would notice, or none could.
+        if operator.arguments() or re.search(r"Shift|_Bit\w+$|[qtE]_Is(Not)?$", name):
+            continue
+        for occurrence in range(sum(1 for n in nodes for _ in operator().mutation_positions(n))):
+            changed = mutate_code(code, operator(), occurrence)
+            try:
+                meaning = ast.dump(Computed().visit(ast.parse(changed)))
+            except (SyntaxError, ValueError):
+                continue
+            if meaning not in seen:
+                seen.add(meaning)
+                pairs = enumerate(zip(lines, changed.splitlines(), strict=False), 1)
+                line, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+                yield Mutant(module, line, old.strip(), new.strip(), changed)
+
+
+def drawn(number: int, seed: int) -> tuple[list[Mutant], Counter]:
+    """About that many of all changes, each module's share of them, and how many it has in all."""
+    found = {module: list(mutants(module)) for module in MODULES}
+    total, chance = sum(map(len, found.values())), random.Random(seed)
+    shares = {m: min(len(some), round(number * len(some) / total)) for m, some in found.items()}
+    sample = [mutant for m, some in found.items() for mutant in chance.sample(some, shares[m])]
+    return sample, Counter({module: len(some) for module, some in found.items()})
+
+
+class Copies:
+    """Copies of the repository, one for each worker, in which tests run."""
+
+    def __init__(self, folder: Path, workers: int):
+        self.cache, self.limits, self.free = folder / "cache", {}, SimpleQueue()
+        ignored = shutil.ignore_patterns(
+            ".*", "__pycache__", "_build", "generated", "notebooks", "benchmarks", "dist", "outputs"
+        )
+        for worker in range(workers):
+            self.free.put(shutil.copytree(ROOT, folder / str(worker), ignore=ignored))
+
+    def passed(self, copy: Path, arguments: list[str]) -> bool:
+        command = [sys.executable, "-Bm", "pytest", "-xq", "-p", "no:cacheprovider"]
+        command += ["--doctest-modules", *arguments]
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(self.cache)} | os.environ
+        environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(copy)}
+        start, key = time.monotonic(), tuple(arguments)
+        with subprocess.Popen(
+            command, cwd=copy, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        ) as tests:
+            try:
+                status = tests.wait(self.limits.get(key))
+            except subprocess.TimeoutExpired:
+                tests.kill()
+                return False
+        self.limits.setdefault(key, 60 + 4 * (time.monotonic() - start))
+        return status == 0
+
+    def survived(self, module: str, code: str | None = None) -> bool:
+        """Whether all tests pass with that code in the place of the module's own."""
+        copy = self.free.get()
+        path = copy / "l2m_optax" / f"{module}.py"
+        original = path.read_text(encoding="utf-8")
+        others = [name for name in OTHERS if name not in MODULES[module]]
+        first, then = ([f"tests/test_{n}.py" for n in names] for names in (MODULES[module], others))
+        try:
+            path.write_text(code or original, encoding="utf-8")
+            return self.passed(copy, [f"l2m_optax/{module}.py", *first]) and self.passed(copy, then)
+        finally:
+            path.write_text(original, encoding="utf-8")
+            self.free.put(copy)
+
+
+def report(tried: list[Mutant], survivors: list[Mutant], found: Counter, seed: int) -> str:
+    """Writes the tables, with the reasons that were there before; returns the share killed."""
+    killed, reasons = len(tried) - len(survivors), {}
+    if RESULT.exists():
+        before = RESULT.read_text(encoding="utf-8")
+        reasons = dict(re.findall(r"(?m)^\| \S+:\d+ \| (.*`) \| (.*) \|$", before))
+    share = (
+        f"{killed} of {len(tried)} mutants killed ({killed / len(tried):.0%}), drawn from "
+        f"{found.total()} with seed {seed}."
+    )
+    lines = [share, "", "| module | mutants | tried | killed |", "|---|---|---|---|"]
+    of_each, left = (Counter(m.module for m in some) for some in (tried, survivors))
+    for module, number in found.items():
+        each = of_each[module]
+        lines.append(f"| {module}.py | {number} | {each} | {each - left[module]} |")
+    lines += ["", "| survived | before | after | why |", "|---|---|---|---|"]
+    for m in sorted(survivors):
+        lines.append(f"| {m.module}.py:{m.line} | {m.change} | {reasons.get(m.change, '')} |")
+    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return share
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, default in (("number", 250), ("seed", 0), ("workers", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    tried, found = drawn(options.number, options.seed)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(options.workers) as pool,
+    ):
+        copies = Copies(Path(folder), options.workers)
+        modules = dict.fromkeys(mutant.module for mutant in tried)
+        for module, passed in zip(modules, pool.map(copies.survived, modules), strict=True):
+            if not passed:
+                sys.exit(f"{module}.py: a test fails without any change")
+        results = pool.map(lambda m: copies.survived(m.module, m.code), tried)
+        survivors = []
+        for number, (mutant, survived) in enumerate(zip(tried, results, strict=True), 1):
+            survivors += [mutant] * survived
+            print(f"{number}/{len(tried)}", mutant.module, mutant.line, mutant.after, sep="  ")
+            print("    survived" if survived else "    killed", flush=True)
+    print(report(tried, survivors, found, options.seed))
+
+
+if __name__ == "__main__":
+    main()
