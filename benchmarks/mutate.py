@@ -6,10 +6,10 @@ of floats. A sample of the rest, from each module in proportion, is tried in tem
 repository: each change first against the tests that look at its module and, if it survives them,
 against the others. A test that fails kills it, as do tests that run four times as long as before.
 
-Run by `make mutants`, or ``python benchmarks/mutate.py --number 250 --seed 0`` with cosmic-ray beside
-what the tests need: an hour or two. It prints the share killed and writes it with the survivors to
-`benchmarks/results/mutants.md`; why one cannot be told from the original is added there by hand,
-and kept from run to run.
+Run by `make mutants`, or ``python benchmarks/mutate.py --number 250 --seed 0`` with cosmic-ray
+beside what the tests need: an hour or two. It prints the share killed and writes it with the
+survivors to `benchmarks/results/mutants.md`; why one cannot be told from the original is added
+there by hand, and kept.
 """
 
 import argparse

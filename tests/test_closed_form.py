@@ -181,10 +181,15 @@ def test_the_bridge_has_a_gradient_where_logits_sum_to_a_constant():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
-def test_the_bridge_is_finite_where_one_logit_has_nearly_all_of_the_variance():
-    alpha = l2m.laplace_bridge(MEANS[4], np.array([1.0, 1e-12, 1e-12, 1e-12]))
-    assert np.all(np.isfinite(alpha) & (np.asarray(alpha) > 0))
-    np.testing.assert_allclose(normalised(alpha).sum(), 1.0, rtol=1e-6)
+@pytest.mark.parametrize("least", [1e-3, 1e-6, 1e-8, 1e-12])
+def test_the_bridge_holds_where_one_logit_has_nearly_all_of_the_variance(least):
+    """The formula in float64, in which σ² - σ⁴ / s is not rounded away."""
+    mean, variance = np.array([1.0, -1.0, 0.5]), np.array([1.0, least, 2 * least])
+    total, share = variance.sum(), variance / variance.sum()
+    moved = mean - share * mean.sum()
+    conditioned = variance * np.array([variance[1:].sum(), total - least, 1 + least]) / total
+    expected = (1 / 3 + np.exp(moved) / 9 * np.exp(-moved).sum()) / conditioned
+    np.testing.assert_allclose(l2m.laplace_bridge(mean, variance), expected, rtol=1e-5)
 
 
 def test_the_bridge_against_draws():

@@ -217,13 +217,11 @@ def laplace_bridge(mean: ArrayLike, covariance: ArrayLike) -> Array:
     """
     if jnp.ndim(covariance) == jnp.ndim(mean):
         mean, variance = _with_variance(mean, covariance)
-        with_sum = variance
-    else:
-        mean, covariance = _with_covariance(mean, covariance)
-        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        with_sum = jnp.sum(covariance, axis=-1)
-    _check_above_zero(variance)
-    return _laplace_bridge(mean, variance, with_sum)
+        _check_above_zero(variance)
+        return _bridge_of_independent(mean, variance)
+    mean, covariance = _with_covariance(mean, covariance)
+    _check_above_zero(jnp.diagonal(covariance, axis1=-2, axis2=-1))
+    return _bridge_of_correlated(mean, covariance)
 
 
 def _mean_field(mean: Array, difference_variance: Array) -> Array:
@@ -233,23 +231,38 @@ def _mean_field(mean: Array, difference_variance: Array) -> Array:
     return jax.nn.softmax(-logsumexp(-scaled, axis=-1), axis=-1)
 
 
-def _laplace_bridge(mean: Array, variance: Array, with_sum: Array) -> Array:
-    """The concentrations, from the variances and the covariances with the sum of the logits."""
-    classes, limits = mean.shape[-1], np.finfo(mean.dtype)
+def _bridge_of_independent(mean: Array, variance: Array) -> Array:
+    """Σ'_kk = σ²_k - σ⁴_k / s is σ²_k times the share of the others, where nothing cancels."""
+    itself = jnp.eye(mean.shape[-1], dtype=bool)
+    others = jnp.sum(jnp.where(itself, 0, variance[..., None, :]), axis=-1)
+    share = variance / (variance + others)
+    conditioned = others * share
+    return _concentrations(mean - share * jnp.sum(mean, axis=-1, keepdims=True), conditioned)
+
+
+def _bridge_of_correlated(mean: Array, covariance: Array) -> Array:
+    classes, eps = mean.shape[-1], np.finfo(mean.dtype).eps
+    variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+    with_sum = jnp.sum(covariance, axis=-1)
     of_sum = jnp.sum(with_sum, axis=-1, keepdims=True)
     # Logits that sum to a constant already (a Dirichlet's own) are moved, and not conditioned.
-    rounding = classes * limits.eps * jnp.sum(variance, axis=-1, keepdims=True)
-    constant_sum = of_sum <= rounding
+    constant_sum = of_sum <= classes * eps * jnp.sum(variance, axis=-1, keepdims=True)
     per_variance = jnp.where(
         constant_sum, 1 / classes, with_sum / jnp.where(constant_sum, 1, of_sum)
     )
-    mean = mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True)
     conditioned = variance - jnp.where(constant_sum, 0, per_variance * with_sum)
-    conditioned = jnp.maximum(conditioned, limits.eps * variance)
+    return _concentrations(
+        mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True),
+        jnp.maximum(conditioned, eps * variance),
+    )
 
+
+def _concentrations(mean: Array, variance: Array) -> Array:
+    """The concentrations, from the moments of logits whose sum is 0."""
+    classes, limits = mean.shape[-1], np.finfo(mean.dtype)
     flat = math.log(1 - 2 / classes) if classes > 2 else -math.inf
     peaked = mean + logsumexp(-mean, axis=-1, keepdims=True) - 2 * math.log(classes)
-    log_alpha = jnp.logaddexp(flat, peaked) - jnp.log(conditioned)
+    log_alpha = jnp.logaddexp(flat, peaked) - jnp.log(jnp.maximum(variance, limits.tiny))
     highest = math.log(float(limits.max)) - math.log(classes) - 1  # their sum is finite too
     excess = jnp.maximum(jnp.max(log_alpha, axis=-1, keepdims=True) - highest, 0)
     return jnp.maximum(jnp.exp(log_alpha - excess), limits.tiny)
