@@ -92,7 +92,7 @@ notebooks/%.ipynb: notebooks/%.py docs/make_notebook.py | .venv/.dev
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
 
-bench: $(BENCH_PEERS) ## compare with every peer, into benchmarks/results (an hour; minutes with FAST=1)
+bench: $(BENCH_PEERS) ## compare with every peer, into benchmarks/results (an hour or two; minutes with FAST=1)
 
 $(BENCH_PEERS): bench-%: .venv-bench/.bench
 	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY_BENCH) benchmarks/$*.py

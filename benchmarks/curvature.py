@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import report
+from training import run
 
 import l2m_optax as l2m
 from l2m_optax import metrics
@@ -101,20 +102,8 @@ def optimizer(setting: Setting) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames="setting")
 def train(key, x, y, setting: Setting):
-    tx, size = optimizer(setting), setting.batch_size
-
-    def step(carry, rows):
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params, x[rows], y[rows]), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    def epoch(carry, key):
-        order = jax.random.permutation(key, NUM_DATA)[: NUM_DATA // size * size]
-        return jax.lax.scan(step, carry, order.reshape(-1, size))
-
-    params = initial(key)
     keys = jax.random.split(jax.random.fold_in(key, 1), setting.epochs)[: setting.stop]
-    return jax.lax.scan(epoch, (params, tx.init(params)), keys)[0]
+    return run(loss, optimizer(setting), initial(key), keys, x, y, setting.batch_size)[0]
 
 
 @jax.jit

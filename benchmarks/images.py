@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import report
 from scipy.ndimage import rotate
+from training import run
 
 DATA = Path(__file__).parents[1] / "notebooks" / "data"
 NUM_TEST, NUM_DIGITS, NUM_SHIFT = (200, 100, 50) if report.FAST else (2_000, 500, 100)
@@ -116,37 +117,21 @@ def optimizer(name):
     return optax.adam(rate)
 
 
-def run(tx, params, key, x, y, epochs, dropout=False):
-    """The parameters and the state at the end, and the parameters after every epoch."""
-
-    def step(carry, args):
-        params, state = carry
-        rows, key = args
-        grads = jax.grad(loss)(params, x[rows], y[rows], key if dropout else None)
-        updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(order))
-        carry, _ = jax.lax.scan(step, carry, (order, keys))
-        return carry, carry[0]
-
-    return jax.lax.scan(epoch, (params, tx.init(params)), jax.random.split(key, epochs))
-
-
 @functools.partial(jax.jit, static_argnames=("kind", "name", "dropout"))
 def train(kind, seed, x, y, name="adam", dropout=False):
     """The parameters and the optimizer's state."""
     key = jax.random.key(seed)
-    return run(optimizer(name), initial(kind, key), key, x, y, EPOCHS, dropout)[0]
+    keys = jax.random.split(key, EPOCHS)
+    return run(loss, optimizer(name), initial(kind, key), keys, x, y, BATCH, dropout=dropout)[0]
 
 
 @jax.jit
 def train_swag(params, seed, x, y, rate):
     """Mean and deviation of SGD's iterates at a constant rate, one an epoch, from the mode on."""
     tx = optax.sgd(rate, momentum=0.9)
-    _, iterates = run(tx, params, jax.random.key(seed), x, y, SWAG_EPOCHS)
+    _, iterates = run(
+        loss, tx, params, jax.random.split(jax.random.key(seed), SWAG_EPOCHS), x, y, BATCH
+    )
     return (
         jax.tree.map(lambda w: w.mean(0), iterates),
         jax.tree.map(lambda w: w.std(0, ddof=1), iterates),

@@ -24,6 +24,7 @@ import optax
 import peers
 import report
 import torch
+import training
 from images import Data, network
 from measure import answers, cached, timed
 
@@ -32,6 +33,7 @@ from l2m_optax import metrics
 
 SEEDS = range(1 if report.FAST else 5)
 MEMBERS, DRAWS = 5, 64
+TRAINING = images.__file__, training.__file__  # what trained weights depend on
 # What the validation images choose from, once a network, for its first seed.
 IVON = [{"lr": lr, "hess_init": h} for lr in (0.1, 0.3, 1.0) for h in (0.1, 0.5)]
 SWAG = [{"rate": rate} for rate in (1e-3, 1e-2, 1e-1)]
@@ -80,17 +82,19 @@ def mean_field(posterior) -> Callable:
     return jax.jit(predict)
 
 
-def whole(params, state, name="adam"):
+def laplace(params, state, name):
+    """The posterior over all layers, before anything is fitted."""
+    moment = l2m.second_moment(state, params, tx=images.optimizer(name))
+    return l2m.laplace(params, moment, num_data=5_000, batch_size=images.BATCH)
+
+
+def whole(*trained):
     """The posterior over all layers, with the prior of the evidence."""
-    moment = l2m.second_moment(state, params, tx=images.optimizer(name))
-    posterior = l2m.laplace(params, moment, num_data=5_000, batch_size=images.BATCH)
-    return l2m.fit_prior_precision(posterior).posterior
+    return l2m.fit_prior_precision(laplace(*trained)).posterior
 
 
-def last_layer(params, state, name="adam"):
-    moment = l2m.second_moment(state, params, tx=images.optimizer(name))
-    posterior = l2m.laplace(params, moment, num_data=5_000, batch_size=images.BATCH)
-    return l2m.fit_prior_precision(l2m.restrict(posterior, "head")).posterior
+def last_layer(*trained):
+    return l2m.fit_prior_precision(l2m.restrict(laplace(*trained), "head")).posterior
 
 
 def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]]]:
@@ -99,10 +103,12 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
     def answered(predict, training=1.0, passes=0.0, copies=0.0):
         return Answers(*answers(predict, data.inputs), float(training), passes, copies)
 
-    def trained(seed, **options):
-        name = "-".join([kind, *options, *map(str, options.values()), str(seed)])
-        train = functools.partial(images.train, **options)
-        return cached(name, lambda: timed(train, kind, seed, x, y), images.__file__)
+    def trained(seed, name="adam", dropout=False):
+        return cached(
+            f"{kind}-{name}-{dropout}-{seed}",
+            lambda: timed(images.train, kind, seed, x, y, name, dropout),
+            *TRAINING,
+        )
 
     (params, _), once = trained(seed)
 
@@ -147,7 +153,7 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
         return cached(
             f"{kind}-swag-{rate}-{seed}",
             lambda: timed(images.train_swag, params, seed, x, y, rate),
-            images.__file__,
+            *TRAINING,
         )
 
     def ivon(seed, lr, hess_init):
@@ -155,7 +161,7 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
         return cached(
             f"{kind}-ivon-{lr}-{hess_init}-{seed}",
             lambda: peers.train_ivon(start, x, y, seed, lr=lr, hess_init=hess_init),
-            images.__file__,
+            *TRAINING,
             peers.__file__,
         )
 
@@ -178,33 +184,34 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
 
     def by_laplace_torch(copies, **options):
         probs, seconds, fit = cached(
-            "-".join([kind, "laplace", *map(str, options.values()), str(seed), str(len(x_all))]),
+            "-".join(
+                [kind, "laplace", *map(str, options.values()), str(seed), str(len(data.inputs))]
+            ),
             lambda: peers.laplace_torch(params, data, **options),
-            images.__file__,
+            *TRAINING,
             peers.__file__,
         )
         return Answers(probs, float(seconds), 1 + float(fit) / torch_once(), 1, copies)
 
     def by_evidence(posterior, predict=linearized, name="adam"):
-        (p, s), _ = trained(seed, **({} if name == "adam" else {"name": name}))
+        (p, s), _ = trained(seed, name)
         found, seconds = timed(posterior, p, s, name)
         return answered(predict(found), 1 + seconds / once)
 
     def tuned(predict, name="adam"):
-        (p, s), _ = trained(seed, **({} if name == "adam" else {"name": name}))
+        (p, s), _ = trained(seed, name)
         posterior = whole(p, s, name)
         fit, seconds = timed(l2m.tune, posterior, network, data.x_val, data.y_val)
         return answered(predict(fit.posterior), 1 + seconds / once)
 
     def ensemble_of_l2m():
         draws = [
-            l2m.sample(jax.random.key(i), last_layer(*member), 16)
+            l2m.sample(jax.random.key(i), last_layer(*member, "adam"), 16)
             for i, member in enumerate(ensemble())
         ]
         draws = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
         return answered(averaged(draws), MEMBERS, copies=2 * MEMBERS - 2)
 
-    x_all = data.inputs
     diagonal = functools.partial(by_laplace_torch, 1, structure="diag")
     kronecker = functools.partial(
         by_laplace_torch, float("nan"), structure="kron", backend="CurvlinopsGGN"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import report
+import training
 from measure import cached
 from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_diabetes
@@ -69,40 +70,24 @@ def initial(key, width):
 
 
 def make_train(num_data, epochs):
-    per_epoch = num_data // BATCH_SIZE
-    tx = optax.adam(optax.cosine_decay_schedule(1e-2, per_epoch * epochs))
+    steps = epochs * (num_data // BATCH_SIZE)
+    tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
-    def loss(params, x, y, key):
+    def loss(params, x, y, key=None):
         return jnp.mean(jnp.square(y - apply_fn(params, x, key)))
-
-    def run(tx, params, key, x, y, epochs, dropout):
-        """The parameters and the state at the end, and the parameters after every epoch."""
-
-        def step(carry, args):
-            params, state = carry
-            rows, key = args
-            grads = jax.grad(loss)(params, x[rows], y[rows], key if dropout else None)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        def epoch(carry, key):
-            order = jax.random.permutation(key, num_data)[: per_epoch * BATCH_SIZE]
-            keys = jax.random.split(jax.random.fold_in(key, 1), per_epoch)
-            carry, _ = jax.lax.scan(step, carry, (order.reshape(per_epoch, BATCH_SIZE), keys))
-            return carry, carry[0]
-
-        return jax.lax.scan(epoch, (params, tx.init(params)), jax.random.split(key, epochs))
 
     @functools.partial(jax.jit, static_argnames="dropout")
     def train(key, x, y, dropout=False):
         params = initial(key, x.shape[1])
-        return run(tx, params, jax.random.fold_in(key, 1), x, y, epochs, dropout)[0]
+        keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
+        return training.run(loss, tx, params, keys, x, y, BATCH_SIZE, dropout=dropout)[0]
 
     @jax.jit
     def swag(params, key, x, y):
         """Draws around the mean of SGD's iterates at a constant rate, as wide as they scatter."""
         sgd = optax.sgd(SWAG_RATE, momentum=0.9)
-        _, iterates = run(sgd, params, key, x, y, SWAG_EPOCHS, False)
+        keys = jax.random.split(key, SWAG_EPOCHS)
+        _, iterates = training.run(loss, sgd, params, keys, x, y, BATCH_SIZE)
         keys = jax.random.split(key, len(jax.tree.leaves(params)))
         keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
         return jax.tree.map(
@@ -157,4 +142,4 @@ def hmc_outputs(name, params, data: Split, prior, noise):
         chain.run(jax.random.key(0), init_params=params)
         return jax.lax.map(lambda p: apply_fn(p, data.x_test), chain.get_samples())
 
-    return np.asarray(cached(name, outputs, __file__))
+    return np.asarray(cached(name, outputs, __file__, training.__file__))

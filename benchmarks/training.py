@@ -1,0 +1,48 @@
+"""Epochs of shuffled batches: the one loop that every benchmark trains by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+
+def run(
+    loss: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    params: Any,
+    keys: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    batch_size: int,
+    *,
+    dropout: bool = False,
+) -> tuple[tuple[Any, optax.OptState], Any]:
+    """The parameters and the state at the end, and the parameters after every epoch.
+
+    Args:
+      loss: ``loss(params, x, y)`` of a batch; with dropout ``loss(params, x, y, key)``.
+      tx: the optimizer.
+      params: where training starts.
+      keys: one for each epoch.
+      x: all inputs.
+      y: all targets.
+      batch_size: what is left over of an epoch is left out of it.
+      dropout: whether the loss takes a key.
+    """
+    steps = len(x) // batch_size
+
+    def step(carry, args):
+        params, state = carry
+        rows, key = args
+        grads = jax.grad(loss)(params, x[rows], y[rows], *([key] if dropout else []))
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def epoch(carry, key):
+        order = jax.random.permutation(key, len(x))[: steps * batch_size]
+        dropout_keys = jax.random.split(jax.random.fold_in(key, 1), steps)
+        carry, _ = jax.lax.scan(step, carry, (order.reshape(steps, batch_size), dropout_keys))
+        return carry, carry[0]
+
+    return jax.lax.scan(epoch, (params, tx.init(params)), keys)
