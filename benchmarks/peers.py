@@ -93,9 +93,12 @@ def laplace_torch(
 ) -> tuple[np.ndarray, float, float]:
     """Class probabilities (GLM, probit) of all inputs; their seconds per 1,000; those of the fit.
 
-    The prior precision is that of its own evidence or, where `tuned`, the one of 1, 3, ..., 10⁴
-    that has the best likelihood on the validation images.
+    The prior precision is that of its own evidence or, where `tuned`, the one of 1, 2.2, 4.6, 10,
+    ..., 10⁴ that has the best likelihood on the validation images.
     """
+
+    def loss(probs, labels):  # the library's own is never reset: it averages over all tried so far
+        return torch.nn.functional.nll_loss(probs.log(), labels)
 
     def loader(x, y):
         tensors = torch.tensor(x), torch.tensor(y).long()
@@ -108,12 +111,12 @@ def laplace_torch(
         hessian_structure=structure,
         backend=getattr(curvature, backend),
     )
-    grid = {"log_prior_prec_min": 0, "log_prior_prec_max": 4, "grid_size": 9}
-    validation = {"pred_type": "glm", "val_loader": loader(data.x_val, data.y_val), **grid}
+    grid = {"log_prior_prec_min": 0, "log_prior_prec_max": 4, "grid_size": 13}
+    validation = {"val_loader": loader(data.x_val, data.y_val), "loss": loss, **grid}
     start = time.perf_counter()
     fitted.fit(loader(data.x, data.y))
     if tuned:
-        fitted.optimize_prior_precision(method="gridsearch", **validation)
+        fitted.optimize_prior_precision(method="gridsearch", pred_type="glm", **validation)
     else:
         fitted.optimize_prior_precision(method="marglik")
     seconds = time.perf_counter() - start

@@ -192,6 +192,20 @@ def test_the_bridge_holds_where_one_logit_has_nearly_all_of_the_variance(least):
     np.testing.assert_allclose(l2m.laplace_bridge(mean, variance), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("least", [1e-3, 1e-6, 1e-8])
+@pytest.mark.parametrize("correlation", [-0.3, 0.5])
+def test_the_bridge_holds_where_a_correlated_logit_has_nearly_all_of_the_variance(
+    least, correlation
+):
+    mean, deviation = np.array([1.0, -1.0, 0.5]), np.sqrt([1.0, least, 2 * least])
+    matrix = np.outer(deviation, deviation) * np.where(np.eye(3), 1, correlation)
+    with_sum = matrix.sum(axis=1)
+    moved = mean - with_sum * mean.sum() / matrix.sum()
+    conditioned = np.diagonal(matrix) - with_sum**2 / matrix.sum()  # in float64
+    expected = (1 / 3 + np.exp(moved) / 9 * np.exp(-moved).sum()) / conditioned
+    np.testing.assert_allclose(l2m.laplace_bridge(mean, matrix), expected, rtol=1e-5)
+
+
 def test_the_bridge_against_draws():
     alpha = np.array([8.0, 3.0, 2.0, 5.0])
     centering = np.eye(4) - 1 / 4

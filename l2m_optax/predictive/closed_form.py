@@ -241,19 +241,28 @@ def _bridge_of_independent(mean: Array, variance: Array) -> Array:
 
 
 def _bridge_of_correlated(mean: Array, covariance: Array) -> Array:
+    """Σ'_kk with the least that cancels, where r and R are sums over the row and the matrix of
+    the others: (σ²_k s - (σ²_k + r)²) / s = (σ²_k R - r²) / s.
+    """
     classes, eps = mean.shape[-1], np.finfo(mean.dtype).eps
+    itself = jnp.eye(classes, dtype=bool)
     variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-    with_sum = jnp.sum(covariance, axis=-1)
+    with_others = jnp.sum(jnp.where(itself, 0, covariance), axis=-1)
+    with_sum = variance + with_others
     of_sum = jnp.sum(with_sum, axis=-1, keepdims=True)
+    other = jnp.asarray(~itself, mean.dtype)
+    of_others = jnp.einsum("ki,...ij,kj->...k", other, covariance, other, precision="highest")
     # Logits that sum to a constant already (a Dirichlet's own) are moved, and not conditioned.
     constant_sum = of_sum <= classes * eps * jnp.sum(variance, axis=-1, keepdims=True)
-    per_variance = jnp.where(
-        constant_sum, 1 / classes, with_sum / jnp.where(constant_sum, 1, of_sum)
-    )
-    conditioned = variance - jnp.where(constant_sum, 0, per_variance * with_sum)
+    divisor = jnp.where(constant_sum, 1, of_sum)
+    by_others = jnp.abs(with_others) < jnp.abs(with_sum)
+    kept = jnp.where(by_others, variance * (of_others / divisor), variance)
+    covaried = jnp.where(by_others, with_others, with_sum)
+    removed = covaried * (covaried / divisor)
+    conditioned = jnp.where(constant_sum, variance, jnp.maximum(kept - removed, eps * kept))
+    per_variance = jnp.where(constant_sum, 1 / classes, with_sum / divisor)
     return _concentrations(
-        mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True),
-        jnp.maximum(conditioned, eps * variance),
+        mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True), conditioned
     )
 
 
