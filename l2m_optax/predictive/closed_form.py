@@ -241,9 +241,9 @@ def _bridge_of_independent(mean: Array, variance: Array) -> Array:
 
 
 def _bridge_of_correlated(mean: Array, covariance: Array) -> Array:
-    """Σ'_kk with the least that cancels, where r and R are sums over the row and the matrix of
-    the others: (σ²_k s - (σ²_k + r)²) / s = (σ²_k R - r²) / s.
-    """
+    """Σ'_kk as (σ²_k s - (σ²_k + r)²) / s or as (σ²_k R - r²) / s, whichever cancels less."""
+    # r: the sum of Σ_kj over the other logits j; R: the sum of Σ_ij over all pairs of others,
+    # in which no entry of row or column k takes part.
     classes, eps = mean.shape[-1], np.finfo(mean.dtype).eps
     itself = jnp.eye(classes, dtype=bool)
     variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
