@@ -261,9 +261,7 @@ def _bridge_of_correlated(mean: Array, covariance: Array) -> Array:
     removed = covaried * (covaried / divisor)
     conditioned = jnp.where(constant_sum, variance, jnp.maximum(kept - removed, eps * kept))
     per_variance = jnp.where(constant_sum, 1 / classes, with_sum / divisor)
-    return _concentrations(
-        mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True), conditioned
-    )
+    return _concentrations(mean - per_variance * jnp.sum(mean, axis=-1, keepdims=True), conditioned)
 
 
 def _concentrations(mean: Array, variance: Array) -> Array:
