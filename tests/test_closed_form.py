@@ -256,6 +256,7 @@ BAD = {
     "one class": (np.zeros((5, 1)), np.ones((5, 1)), ValueError, "mean: expected logits of shape"),
     "no axis": (np.zeros(()), np.ones(()), ValueError, "mean: expected logits of shape"),
     "another shape": (np.zeros((5, 3)), np.ones((5, 4)), ValueError, "expected shape (5, 3"),
+    "a shape that broadcasts": (np.zeros((5, 3)), np.ones((1, 3)), ValueError, "shape (5, 3"),
     "a negative variance": (np.zeros(3), -np.ones(3), ValueError, "expected nothing below 0"),
     "a NaN in the mean": (
         np.array([0.0, np.nan, 1.0]),
