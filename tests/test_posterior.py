@@ -37,13 +37,13 @@ def test_precision_and_variance_are_the_formulas(posterior):
     np.testing.assert_allclose(flat(l2m.variance(posterior)), 1 / expected, rtol=1e-6)
 
 
-def test_centered_subtracts_the_squared_mean():
-    b, weight = 0.9, 0.5
-    moment = l2m.SecondMoment(
-        nu=jnp.array([4.0, 1.0]), mu=jnp.array([0.5, 2.0]), mu_weight=weight, mu_decay=b
-    )
+@pytest.mark.parametrize("weight", [{"mu_weight": 0.5}, {}])
+def test_centered_subtracts_the_squared_mean(weight):
+    b, nu, mu = 0.9, np.array([4.0, 1.0]), np.array([0.5, 2.0])
+    moment = l2m.SecondMoment(nu=jnp.array(nu), mu=jnp.array(mu), mu_decay=b, **weight)
     posterior = l2m.laplace(jnp.zeros(2), moment, num_data=100, batch_size=1, centered=True)
-    expected = 100 * np.maximum([4 - 1.0, 1 - 16.0], 0) * (1 + b) / (2 * b)
+    mean = mu / weight.get("mu_weight", 1.0)
+    expected = 100 * np.maximum(nu - mean**2, 0) * (1 + b) / (2 * b)
     np.testing.assert_allclose(l2m.data_precision(posterior), expected, rtol=1e-6)
 
 
