@@ -111,12 +111,18 @@ def laplace_torch(
         hessian_structure=structure,
         backend=getattr(curvature, backend),
     )
-    grid = {"log_prior_prec_min": 0, "log_prior_prec_max": 4, "grid_size": 13}
-    validation = {"val_loader": loader(data.x_val, data.y_val), "loss": loss, **grid}
     start = time.perf_counter()
     fitted.fit(loader(data.x, data.y))
     if tuned:
-        fitted.optimize_prior_precision(method="gridsearch", pred_type="glm", **validation)
+        fitted.optimize_prior_precision(
+            method="gridsearch",
+            pred_type="glm",
+            val_loader=loader(data.x_val, data.y_val),
+            loss=loss,
+            log_prior_prec_min=0,
+            log_prior_prec_max=4,
+            grid_size=13,
+        )
     else:
         fitted.optimize_prior_precision(method="marglik")
     seconds = time.perf_counter() - start

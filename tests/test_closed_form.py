@@ -166,8 +166,9 @@ def test_the_bridge_of_a_batch_is_that_of_each():
     matrices = np.stack([covariance_of(4, scale) for scale in (0.5, 1.0, 1.5)])
     means = np.stack([MEANS[4], MEANS[4][::-1], 0.5 * MEANS[4]])
     each = [l2m.laplace_bridge(mean, matrix) for mean, matrix in zip(means, matrices, strict=True)]
-    batch = l2m.laplace_bridge(means[None], matrices[None])  # of two leading axes
-    np.testing.assert_allclose(batch[0], each, rtol=1e-5)
+    np.testing.assert_allclose(l2m.laplace_bridge(means, matrices), each, rtol=1e-5)
+    of_two_axes = l2m.laplace_bridge(means[None], matrices[None])
+    np.testing.assert_allclose(of_two_axes, np.stack(each)[None], rtol=1e-5)
 
 
 def test_the_bridge_has_a_gradient_where_logits_sum_to_a_constant():
