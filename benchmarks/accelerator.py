@@ -91,8 +91,8 @@ def measure(size: int) -> dict[str, float]:
         "copy": median(lambda: copy(params), repeats),
         "normal": median(lambda: normal(key), repeats),
         "build": median(lambda: build(params, moment).mean, repeats),
-        "precision": median(lambda: l2m.precision(posterior), repeats),
-        "evidence": median(lambda: l2m.log_evidence(posterior), repeats),
+        "precision": median(lambda: l2m.posterior.precision(posterior), repeats),
+        "evidence": median(lambda: l2m.tuning.log_evidence(posterior), repeats),
         "log_prob": median(lambda: l2m.log_prob(posterior, params), repeats),
         "sample": median(lambda: draw(key, posterior), repeats),
     }

@@ -85,12 +85,12 @@ def gather(params, x, y, *, batch_size: int, steps: int) -> tuple[l2m.SecondMome
 
 def total(params, moment, **kwargs) -> float:
     posterior = l2m.laplace(params, moment, num_data=5000, **kwargs)
-    return float(sum(jnp.sum(f) for f in jax.tree.leaves(l2m.data_precision(posterior))))
+    return float(sum(jnp.sum(f) for f in jax.tree.leaves(l2m.posterior.data_precision(posterior))))
 
 
 def study(params, x, y, sizes: list[int], steps: int) -> list[tuple[int, float, float, float]]:
     """For each batch size F over the exact one: whole batches, centered, micro-batches."""
-    exact = l2m.empirical_fisher(lambda p, e: loss(p, *e), params, (x, y), num_data=5000)
+    exact = l2m.jacobians.empirical_fisher(lambda p, e: loss(p, *e), params, (x, y), num_data=5000)
     scale = float(sum(jnp.sum(f) for f in jax.tree.leaves(exact)))
     rows = []
     for size in sizes:

@@ -97,11 +97,11 @@ def l2m_prediction(kind, posterior, x) -> jax.Array:
         draws = l2m.monte_carlo(key, apply_fn, posterior, x, num_samples=NUM_SAMPLES, chunk_size=8)
         return l2m.classification(draws).probs
     if kind == "probit":
-        return l2m.probit(mean, l2m.output_variance(apply_fn, posterior, x))
-    return l2m.mean_field_2(mean, l2m.output_covariance(apply_fn, posterior, x))
+        return l2m.predict.probit(mean, l2m.output_variance(apply_fn, posterior, x))
+    return l2m.predict.mean_field_2(mean, l2m.output_covariance(apply_fn, posterior, x))
 
 
-def tuned(posterior, data) -> Iterator[tuple[str, l2m.DiagonalPosterior, tuple[str, ...]]]:
+def tuned(posterior, data) -> Iterator[tuple[str, l2m.posterior.Posterior, tuple[str, ...]]]:
     """Each way to choose prior precision and temperature, and the predictions it is for."""
     both = ("prior_precision", "temperature")
     training = data["x_train"], data["y_train"]

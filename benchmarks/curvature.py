@@ -109,7 +109,9 @@ def train(key, x, y, setting: Setting):
 @jax.jit
 def empirical_fisher(params, x, y):
     example = lambda p, e: loss(p, e[0], e[1])  # noqa: E731
-    return l2m.empirical_fisher(example, params, (x, y), num_data=NUM_DATA, chunk_size=500)
+    return l2m.jacobians.empirical_fisher(
+        example, params, (x, y), num_data=NUM_DATA, chunk_size=500
+    )
 
 
 @jax.jit
@@ -123,7 +125,7 @@ def fisher(params, x):
 
     def of_label(label):
         labels = jnp.full(len(x), label)
-        return l2m.empirical_fisher(
+        return l2m.jacobians.empirical_fisher(
             weighted, params, (x, labels), num_data=NUM_DATA, chunk_size=500
         )
 
@@ -138,7 +140,7 @@ CONCERNS = {
 }
 
 
-def concerns(diagnosis: l2m.Diagnosis) -> str:
+def concerns(diagnosis: l2m.posterior.Diagnosis) -> str:
     """What `diagnose` warns of, in short."""
     warnings = diagnosis.warnings()
     short = [word for text, word in CONCERNS.items() if any(text in w for w in warnings)]

@@ -74,7 +74,7 @@ def main() -> None:
         batch = x, jax.random.randint(keys[4], (size,), 0, WIDTHS[-1])
         functions = (
             jax.value_and_grad(mean_loss),
-            lambda p, b: l2m.second_moment_of_examples(loss_fn, p, b),
+            lambda p, b: l2m.jacobians.second_moment_of_examples(loss_fn, p, b),
             by_vmap,
         )
         step, moments, slow = (jax.jit(f).lower(params, batch).compile() for f in functions)
@@ -98,7 +98,7 @@ def main() -> None:
             def of_mean(p, e):
                 return -jax.nn.log_softmax(apply_fn(p, e[0]).mean(0))[e[1]]
 
-            return l2m.second_moment_of_examples(of_mean, p, b, chunk_size=chunk)
+            return l2m.jacobians.second_moment_of_examples(of_mean, p, b, chunk_size=chunk)
 
         row = [
             megabytes(jax.jit(moments, static_argnums=2).lower(params, shapes, chunk).compile())

@@ -36,22 +36,25 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "mutants.md"
 MODULES = {  # and the tests that look at each
-    "posterior": ["posterior", "refusals", "contracts", "prior", "low_precision"],
-    "evidence": ["prior", "posterior", "contracts"],
-    "sampling": ["sampling", "posterior", "contracts", "predictive"],
-    "prior": ["prior", "posterior", "contracts", "refusals"],
-    "_moment": ["posterior", "second_moment", "contracts"],
-    "predictive/closed_form": ["closed_form"],
-    "predictive/exact": ["contracts", "refusals"],
-    "predictive/jacobian": ["output_variance", "predictive", "refusals"],
-    "predictive/linearized": ["predictive", "contracts", "refusals"],
-    "predictive/plan": ["output_variance"],
-    "predictive/predict": ["predictive", "refusals", "contracts"],
-    "predictive/summaries": ["predictive", "refusals", "likelihoods", "contracts"],
-    "predictive/variance": ["output_variance", "predictive", "refusals"],
+    "moments/_moment": ["posterior/test_posterior", "moments/test_second_moment", "test_contracts"],
+    "posterior/_laplace": ["posterior/test_posterior", "test_refusals", "test_contracts"],
+    "posterior/_posterior": ["posterior/test_posterior", "test_contracts", "test_low_precision"],
+    "posterior/_sampling": ["posterior", "test_contracts", "predict/test_draws"],
+    "posterior/_scale": ["posterior", "test_refusals", "test_linear_regression"],
+    "posterior/_selection": ["posterior/test_posterior", "test_refusals"],
+    "predict/_draws": ["predict/test_draws", "test_refusals", "test_contracts"],
+    "predict/_exact": ["test_contracts", "test_refusals"],
+    "predict/_jacobian": ["predict/test_variance", "predict/test_draws", "test_refusals"],
+    "predict/_linearized": ["predict/test_draws", "test_contracts", "test_refusals"],
+    "predict/_softmax": ["predict/test_softmax"],
+    "predict/_summaries": ["predict/test_draws", "test_refusals", "test_likelihoods"],
+    "predict/_tabulate": ["predict/test_variance"],
+    "predict/_variance": ["predict/test_variance", "predict/test_draws", "test_refusals"],
+    "tuning/_evidence": ["tuning/test_prior", "posterior/test_posterior", "test_contracts"],
+    "tuning/_prior": ["tuning/test_prior", "posterior/test_posterior", "test_refusals"],
 }
-OTHERS = ["decisions", "factorized", "linear_regression", "metrics", "optimizers", "serving"]
-OTHERS += ["temperature", "tuning", "variational", "wrappers"]
+OTHERS = ["decisions", "jacobians", "metrics", "moments", "tuning", "predict/test_serving"]
+OTHERS += ["test_linear_regression"]
 MESSAGES = {"expected", "got", "remedy", "paths"}
 
 
@@ -125,7 +128,10 @@ def drawn(number: int, seed: int) -> tuple[list[Mutant], Counter]:
 def tests_of(module: str | None = None) -> list[str]:
     """The arguments of pytest for the tests that look at a module; without one, for the others."""
     examples = [f"l2m_optax/{module}.py"] if module else []
-    return examples + [f"tests/test_{name}.py" for name in MODULES.get(module, OTHERS)]
+    names = [ROOT / "tests" / name for name in MODULES.get(module, OTHERS)]
+    return examples + [
+        str((n if n.is_dir() else n.with_suffix(".py")).relative_to(ROOT)) for n in names
+    ]
 
 
 class Copies:

@@ -95,7 +95,7 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocabulary)(nn.LayerNorm()(x)[:, -1])
 
 
-def posterior_of(params) -> l2m.DiagonalPosterior:
+def posterior_of(params) -> l2m.posterior.Posterior:
     """A posterior whose precisions are spread over two orders of magnitude."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
@@ -183,7 +183,7 @@ def peer(posterior, inputs, variance) -> tuple[float, float] | None:
     layers: list[torch.nn.Module] = []
     precisions = []
     for (kernel, bias), (f_kernel, f_bias) in zip(
-        posterior.mean, l2m.data_precision(posterior), strict=True
+        posterior.mean, l2m.posterior.data_precision(posterior), strict=True
     ):
         linear = torch.nn.Linear(*kernel.shape)
         linear.weight.data = torch.tensor(np.array(kernel.T))
@@ -193,7 +193,7 @@ def peer(posterior, inputs, variance) -> tuple[float, float] | None:
     model = torch.nn.Sequential(*layers[:-1])
     seconds, probs = glm(model, np.concatenate(precisions), posterior.mean[-1][1].size, inputs)
     logits = mlp(posterior.mean, inputs[:PEER_INPUTS])
-    difference = np.abs(probs - np.asarray(l2m.probit(logits, variance[:PEER_INPUTS])))
+    difference = np.abs(probs - np.asarray(l2m.predict.probit(logits, variance[:PEER_INPUTS])))
     return seconds, float(difference.max())
 
 

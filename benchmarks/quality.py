@@ -56,7 +56,9 @@ def stack(trees):
 def averaged(params) -> Callable:
     """The mean prediction of stacked weights."""
     return jax.jit(
-        lambda x: l2m.classification(l2m.predict(network, params, x, chunk_size=8)).probs
+        lambda x: (
+            l2m.classification(l2m.predict.apply_ensemble(network, params, x, chunk_size=8)).probs
+        )
     )
 
 
@@ -77,7 +79,7 @@ def linearized(posterior) -> Callable:
 def mean_field(posterior) -> Callable:
     def predict(x):
         covariance = l2m.output_covariance(network, posterior, x)
-        return l2m.mean_field_2(network(posterior.mean, x), covariance)
+        return l2m.predict.mean_field_2(network(posterior.mean, x), covariance)
 
     return jax.jit(predict)
 

@@ -121,7 +121,9 @@ def laplace_torch(posterior, x) -> float:
     except ImportError:
         return math.nan
     layers, precisions = [], []
-    for layer, precision in zip(posterior.mean, l2m.data_precision(posterior), strict=True):
+    for layer, precision in zip(
+        posterior.mean, l2m.posterior.data_precision(posterior), strict=True
+    ):
         linear = torch.nn.Linear(*layer["kernel"].shape)
         linear.weight.data = torch.tensor(np.array(layer["kernel"].T))
         linear.bias.data = torch.tensor(np.array(layer["bias"]))

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import l2m_optax as l2m
 from l2m_optax import metrics
-from l2m_optax.temperature import joint_covariance, softmax_root
+from l2m_optax.tuning._leave_one_out import joint_covariance, softmax_root
 
 CLOTHES = Path(__file__).parents[1] / "notebooks" / "data" / "fashion_mnist_subset.npz"
 INPUTS = 300
@@ -87,7 +87,7 @@ def apply_fn(params, x):
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def train(task: Task, seed: int, batch_size: int = 128) -> l2m.DiagonalPosterior:
+def train(task: Task, seed: int, batch_size: int = 128) -> l2m.posterior.Posterior:
     """The posterior over all layers, its prior by the evidence."""
     number = len(task.train.y)
     per_epoch = number // batch_size
@@ -127,8 +127,8 @@ class Case(NamedTuple):
     """One posterior and all that a rule may look at."""
 
     task: Task
-    whole: l2m.DiagonalPosterior
-    posterior: l2m.DiagonalPosterior
+    whole: l2m.posterior.Posterior
+    posterior: l2m.posterior.Posterior
 
     @property
     def few(self) -> Data:
@@ -191,7 +191,7 @@ def trace_ratios(case: Case) -> tuple[float, float, float]:
     rise = len(case.task.train.y) / len(x) * np.einsum("nka,nkl,nla->", root, covariance, root)
     return (
         gamma(delta) / rise,
-        gamma(low) / float(l2m.effective_parameters(posterior)),
+        gamma(low) / float(l2m.tuning.effective_parameters(posterior)),
         float(variances.sum() / np.einsum("nkk->", covariance)),
     )
 

@@ -1,110 +1,78 @@
-"""The optimizer already measured how sure it is; `l2m_optax` reads it."""
+"""The optimizer already measured how sure it is; `l2m_optax` reads it.
 
-from l2m_optax import checkpoint, decisions, likelihoods, metrics, plot
-from l2m_optax._moment import SecondMoment, debiased
-from l2m_optax._version import __version__
-from l2m_optax.dataset import predict_dataset
-from l2m_optax.diagnostics import Diagnosis, diagnose, empirical_fisher
-from l2m_optax.evidence import effective_parameters, log_evidence
-from l2m_optax.examples import ExampleMoments, second_moment_of_examples
-from l2m_optax.identify import Identification, LeafMoment, identify
-from l2m_optax.posterior import (
-    DiagonalPosterior,
-    data_precision,
-    laplace,
-    precision,
-    release,
-    restrict,
-    variance,
-)
-from l2m_optax.predictive import (
-    Classification,
-    Plan,
-    Regression,
-    classification,
-    heteroscedastic_regression,
-    laplace_bridge,
-    linearized,
-    linearized_regression,
-    mean_field_0,
-    mean_field_1,
-    mean_field_2,
-    monte_carlo,
-    output_covariance,
-    output_variance,
-    plan,
+The names of the first day are here. What they are made of is in the submodules: `moments`,
+`transforms`, `jacobians`, `posterior`, `predict` and `tuning`.
+"""
+
+from l2m_optax import (
+    checkpoint,
+    decisions,
+    jacobians,
+    likelihoods,
+    metrics,
+    moments,
+    plot,
+    posterior,
     predict,
-    probit,
-    regression,
+    transforms,
+    tuning,
 )
-from l2m_optax.prior import Fit, FitInfo, fit_noise_variance, fit_prior_precision
-from l2m_optax.sampling import entropy, log_prob, sample
-from l2m_optax.second_moment import second_moment
-from l2m_optax.serving import Predictive, make_predictive
-from l2m_optax.temperature import fit_temperature
-from l2m_optax.transforms import expose_second_moment, track_second_moment
-from l2m_optax.tuning import tune
-from l2m_optax.variational import elbo, kl_divergence
+from l2m_optax._version import __version__
+from l2m_optax.moments._identify import identify
+from l2m_optax.moments._moment import SecondMoment
+from l2m_optax.moments._second_moment import second_moment
+from l2m_optax.posterior._diagnosis import diagnose
+from l2m_optax.posterior._laplace import laplace
+from l2m_optax.posterior._posterior import variance
+from l2m_optax.posterior._sampling import log_prob, sample
+from l2m_optax.posterior._selection import release, restrict
+from l2m_optax.predict._dataset import predict_dataset
+from l2m_optax.predict._draws import monte_carlo
+from l2m_optax.predict._linearized import linearized
+from l2m_optax.predict._serving import make_predictive
+from l2m_optax.predict._summaries import classification, regression
+from l2m_optax.predict._variance import output_covariance, output_variance
+from l2m_optax.transforms._expose import expose_second_moment
+from l2m_optax.transforms._track import track_second_moment
+from l2m_optax.tuning._leave_one_out import fit_temperature
+from l2m_optax.tuning._prior import fit_noise_variance, fit_prior_precision
+from l2m_optax.tuning._validation import tune
 
 __all__ = [
-    "Classification",
-    "Diagnosis",
-    "DiagonalPosterior",
-    "ExampleMoments",
-    "Fit",
-    "FitInfo",
-    "Identification",
-    "LeafMoment",
-    "Plan",
-    "Predictive",
-    "Regression",
     "SecondMoment",
     "__version__",
     "checkpoint",
     "classification",
-    "data_precision",
-    "debiased",
     "decisions",
     "diagnose",
-    "effective_parameters",
-    "elbo",
-    "empirical_fisher",
-    "entropy",
     "expose_second_moment",
     "fit_noise_variance",
     "fit_prior_precision",
     "fit_temperature",
-    "heteroscedastic_regression",
     "identify",
-    "kl_divergence",
+    "jacobians",
     "laplace",
-    "laplace_bridge",
     "likelihoods",
     "linearized",
-    "linearized_regression",
-    "log_evidence",
     "log_prob",
     "make_predictive",
-    "mean_field_0",
-    "mean_field_1",
-    "mean_field_2",
     "metrics",
+    "moments",
     "monte_carlo",
     "output_covariance",
     "output_variance",
-    "plan",
     "plot",
-    "precision",
+    "posterior",
     "predict",
     "predict_dataset",
-    "probit",
     "regression",
     "release",
     "restrict",
     "sample",
     "second_moment",
-    "second_moment_of_examples",
     "track_second_moment",
+    "transforms",
     "tune",
+    "tuning",
     "variance",
 ]

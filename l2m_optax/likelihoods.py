@@ -11,8 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._tree import statistics_dtype
-from l2m_optax._types import Array, ArrayLike
+from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.types import Array, ArrayLike
 
 
 def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2m_optax import metrics
-from l2m_optax._checks import complaint, is_concrete
-from l2m_optax._tree import broadcast
-from l2m_optax._types import ArrayLike
-from l2m_optax.posterior import DiagonalPosterior, data_precision
-from l2m_optax.predictive.summaries import Regression
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.trees import broadcast
+from l2m_optax._support.types import ArrayLike
+from l2m_optax.posterior._posterior import Posterior, data_precision
+from l2m_optax.predict._summaries import Regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,7 +214,7 @@ def regression_band(x: ArrayLike, prediction: Regression, *, ax: Axes | None = N
     return ax
 
 
-def posterior_layers(posterior: DiagonalPosterior, *, ax: Axes | None = None) -> Axes:
+def posterior_layers(posterior: Posterior, *, ax: Axes | None = None) -> Axes:
     """What the data say about each leaf, next to what its prior says.
 
     A row a leaf: the median of the data's precision F, its middle 50% (thick) and 90% (thin), and
@@ -223,7 +223,7 @@ def posterior_layers(posterior: DiagonalPosterior, *, ax: Axes | None = None) ->
     left of any logarithmic axis. Points, which have no posterior, and empty leaves are left out.
 
     Args:
-      posterior: a `DiagonalPosterior`.
+      posterior: a `Posterior`.
       ax: where to draw; a new figure, as high as there are leaves, by default.
 
     Returns:

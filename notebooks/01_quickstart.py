@@ -225,22 +225,22 @@ with tqdm(total=len(SEEDS) * MEMBERS * images.epochs, desc="images, epochs") as 
 
 
 # %%
-def posterior_of(params, opt_state) -> l2m.DiagonalPosterior:
+def posterior_of(params, opt_state) -> l2m.posterior.Posterior:
     """The posterior over all layers; `tx` tells the decay that `nu` was averaged with."""
     moment = l2m.second_moment(opt_state, params, tx=images.tx)
     return l2m.laplace(params, moment, num_data=len(x_train), batch_size=images.batch_size)
 
 
-def last_layer_of(params, opt_state) -> l2m.DiagonalPosterior:
+def last_layer_of(params, opt_state) -> l2m.posterior.Posterior:
     posterior = l2m.restrict(posterior_of(params, opt_state), "Dense_2")
     return l2m.fit_prior_precision(posterior).posterior
 
 
-def mode(members: list[Trained]) -> l2m.Classification:
+def mode(members: list[Trained]) -> l2m.predict.Classification:
     return l2m.classification(apply_fn(members[0].params, x_both)[None])
 
 
-def temperature_scaling(members: list[Trained]) -> l2m.Classification:
+def temperature_scaling(members: list[Trained]) -> l2m.predict.Classification:
     logits = np.asarray(apply_fn(members[0].params, x_val))
 
     def loss(log_temperature: float) -> float:
@@ -251,13 +251,13 @@ def temperature_scaling(members: list[Trained]) -> l2m.Classification:
     return l2m.classification(apply_fn(members[0].params, x_both)[None] / temperature)
 
 
-def last_layer(members: list[Trained]) -> l2m.Classification:
+def last_layer(members: list[Trained]) -> l2m.predict.Classification:
     posterior = last_layer_of(members[0].params, members[0].opt_state)
     key = jax.random.key(0)
     return l2m.classification(l2m.linearized(key, apply_fn, posterior, x_both, num_samples=64))
 
 
-def all_layers(members: list[Trained]) -> l2m.Classification:
+def all_layers(members: list[Trained]) -> l2m.predict.Classification:
     posterior = posterior_of(members[0].params, members[0].opt_state)
     posterior = l2m.fit_prior_precision(posterior).posterior
     posterior = l2m.tune(posterior, apply_fn, x_val, y_val).posterior
@@ -334,7 +334,7 @@ def squared_error(outputs, y):
     return jnp.mean((y - outputs) ** 2)
 
 
-def gaussian_posterior(task: Task, trained: Trained, x, y) -> l2m.DiagonalPosterior:
+def gaussian_posterior(task: Task, trained: Trained, x, y) -> l2m.posterior.Posterior:
     params = trained.params
     moment = l2m.second_moment(trained.opt_state, params, tx=task.tx)
     posterior = l2m.laplace(
@@ -343,11 +343,13 @@ def gaussian_posterior(task: Task, trained: Trained, x, y) -> l2m.DiagonalPoster
     return l2m.fit_noise_variance(posterior, y - task.model.apply(params, x)).posterior
 
 
-def gaussian_prediction(task: Task, posterior: l2m.DiagonalPosterior, x) -> l2m.Regression:
+def gaussian_prediction(
+    task: Task, posterior: l2m.posterior.Posterior, x
+) -> l2m.predict.Regression:
     mean = task.model.apply(posterior.mean, x)
     epistemic = l2m.output_variance(task.model.apply, posterior, x)
     aleatoric = jnp.full_like(mean, posterior.noise_variance)
-    return l2m.Regression(mean, aleatoric + epistemic, aleatoric, epistemic)
+    return l2m.predict.Regression(mean, aleatoric + epistemic, aleatoric, epistemic)
 
 
 table = load("concrete")
@@ -384,19 +386,19 @@ def split_concrete(seed: int) -> Split:
     return Split(x[rest], (y[rest] - center) / scale, x[test], y[test], center, scale)
 
 
-def in_mpa(prediction: l2m.Regression, split: Split) -> l2m.Regression:
+def in_mpa(prediction: l2m.predict.Regression, split: Split) -> l2m.predict.Regression:
     variances = [split.scale**2 * variance for variance in prediction[1:]]
-    return l2m.Regression(split.scale * prediction.mean + split.center, *variances)
+    return l2m.predict.Regression(split.scale * prediction.mean + split.center, *variances)
 
 
-def concrete_mode(trained: Trained, split: Split) -> l2m.Regression:
+def concrete_mode(trained: Trained, split: Split) -> l2m.predict.Regression:
     residuals = split.y_train - concrete.model.apply(trained.params, split.x_train)
     mean = concrete.model.apply(trained.params, split.x_test)
     noise = jnp.full_like(mean, jnp.mean(residuals**2))
-    return in_mpa(l2m.Regression(mean, noise, noise, jnp.zeros_like(mean)), split)
+    return in_mpa(l2m.predict.Regression(mean, noise, noise, jnp.zeros_like(mean)), split)
 
 
-def concrete_l2m(trained: Trained, split: Split) -> l2m.Regression:
+def concrete_l2m(trained: Trained, split: Split) -> l2m.predict.Regression:
     posterior = gaussian_posterior(concrete, trained, split.x_train, split.y_train)
     return in_mpa(gaussian_prediction(concrete, posterior, split.x_test), split)
 
@@ -474,19 +476,21 @@ def stack(trees: list) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def deep_ensemble(members: list[Trained]) -> l2m.Classification:
+def deep_ensemble(members: list[Trained]) -> l2m.predict.Classification:
     params = stack([member.params for member in members])
-    return l2m.classification(l2m.predict(apply_fn, params, x_both))
+    return l2m.classification(l2m.predict.apply_ensemble(apply_fn, params, x_both))
 
 
-def ensemble_of_l2m(members: list[Trained]) -> l2m.Classification:
+def ensemble_of_l2m(members: list[Trained]) -> l2m.predict.Classification:
     params = stack([member.params for member in members])
     opt_states = stack([member.opt_state for member in members])
     posteriors = jax.vmap(last_layer_of)(params, opt_states)
     keys = jax.random.split(jax.random.key(0), len(members))
     draws = jax.vmap(lambda key, posterior: l2m.sample(key, posterior, 16))(keys, posteriors)
     draws = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), draws)
-    return l2m.classification(l2m.predict(apply_fn, draws, x_both, chunk_size=MEMBERS))
+    return l2m.classification(
+        l2m.predict.apply_ensemble(apply_fn, draws, x_both, chunk_size=MEMBERS)
+    )
 
 
 def judge_ensemble(method: Callable, members: list[Trained]) -> Outcome:

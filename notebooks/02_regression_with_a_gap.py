@@ -121,7 +121,7 @@ def with_l2m():
     moment = l2m.second_moment(opt_state, params, tx=tx)
     posterior = l2m.laplace(params, moment, num_data=len(x), batch_size=BATCH, loss_scale=2.0)
     posterior, _ = l2m.fit_noise_variance(posterior, y - network(params, x))
-    return posterior, l2m.linearized_regression(network, posterior, line)
+    return posterior, l2m.predict.linearized_regression(network, posterior, line)
 
 
 timed("L2M", with_l2m)
@@ -177,7 +177,9 @@ def with_full_matrix():
     at = jax.jacrev(outputs)(theta, line)
     epistemic = jnp.einsum("np,pq,nq->n", at, covariance, at)[:, None]
     aleatoric = jnp.full_like(epistemic, noise)
-    return l2m.Regression(network(params, line), aleatoric + epistemic, aleatoric, epistemic)
+    return l2m.predict.Regression(
+        network(params, line), aleatoric + epistemic, aleatoric, epistemic
+    )
 
 
 def with_ensemble():

@@ -109,7 +109,7 @@ def predict(inputs):
         "mode": l2m.classification(apply_fn(params, inputs)[None]),
         "L2M, last layer": l2m.classification(draws(last)),
         "L2M, all layers, tuned": l2m.classification(draws(whole)),
-        "ensemble of 5": l2m.classification(l2m.predict(apply_fn, members, inputs)),
+        "ensemble of 5": l2m.classification(l2m.predict.apply_ensemble(apply_fn, members, inputs)),
     }
 
 

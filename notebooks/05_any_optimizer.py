@@ -120,7 +120,7 @@ for name, tx in candidates.items():
     except (TypeError, ValueError) as error:
         print(f"{name:24} refused: {str(error)[:150]} ...")
         continue
-    f = l2m.data_precision(posterior)
+    f = l2m.posterior.data_precision(posterior)
     ratios[name] = np.concatenate([f["body"], f["head"]]) / exact
     print(f"{name:24} F over the truth: {ratios[name].min():.2f} to {ratios[name].max():.2f}")
 
@@ -165,6 +165,6 @@ doubtful = {
 }
 for name, tx in doubtful.items():
     posterior, moment = posterior_of(tx)
-    f = l2m.data_precision(posterior)
+    f = l2m.posterior.data_precision(posterior)
     off = np.exp(np.abs(np.log(np.concatenate([f["body"], f["head"]]) / exact)).mean())
     print(f"--- {name}: off by a factor of {off:.2f}\n{l2m.diagnose(posterior, moment)}\n")

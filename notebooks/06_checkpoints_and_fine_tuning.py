@@ -152,7 +152,7 @@ for name, prior_mean in {"prior at zero": None, "prior at the old weights": stat
         tuned.params, moment, num_data=few, batch_size=BATCH, prior_mean=prior_mean
     )
     posterior, fit = l2m.fit_prior_precision(l2m.restrict(posterior, "layers_2"))
-    evidence[name] = float(l2m.log_evidence(posterior))
+    evidence[name] = float(l2m.tuning.log_evidence(posterior))
     judge(f"after, L2M, {name}", predict(posterior, turned), y_test)
     print(f"    prior precision {float(fit.value):.3g}, log evidence {evidence[name]:.1f}")
 

@@ -140,7 +140,7 @@ def traffic(function, *arguments):
 
 print("variance:", traffic(l2m.variance, posterior))
 print("sample:  ", traffic(lambda p: l2m.sample(jax.random.key(1), p, 4), posterior))
-print("evidence:", traffic(l2m.log_evidence, posterior))
+print("evidence:", traffic(l2m.tuning.log_evidence, posterior))
 
 # %% [markdown]
 # ## The same numbers as on one device

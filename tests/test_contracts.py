@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import flat, moment_of, network, network_params
+from helpers import flat, moment_of, network, network_params
 
 import l2m_optax as l2m
 
@@ -14,13 +14,13 @@ INPUTS = jax.random.normal(jax.random.key(1), (6, 4))
 LABELS = jnp.arange(6) % 3
 
 FUNCTIONS = {
-    "precision": l2m.precision,
+    "precision": l2m.posterior.precision,
     "variance": l2m.variance,
-    "data_precision": l2m.data_precision,
+    "data_precision": l2m.posterior.data_precision,
     "sample": lambda p: l2m.sample(KEY, p, 4),
     "log_prob": lambda p: l2m.log_prob(p, jax.tree.map(jnp.ones_like, p.mean)),
-    "entropy": l2m.entropy,
-    "predict": lambda p: l2m.predict(network, l2m.sample(KEY, p, 4), INPUTS),
+    "entropy": l2m.posterior.entropy,
+    "predict": lambda p: l2m.predict.apply_ensemble(network, l2m.sample(KEY, p, 4), INPUTS),
     "monte_carlo": lambda p: l2m.monte_carlo(KEY, network, p, INPUTS, num_samples=4),
     "linearized": lambda p: l2m.linearized(KEY, network, p, INPUTS, num_samples=4),
     "output_variance": lambda p: l2m.output_variance(network, p, INPUTS),
@@ -30,8 +30,8 @@ FUNCTIONS = {
     "regression": lambda p: l2m.regression(
         l2m.linearized(KEY, network, p, INPUTS, num_samples=4), p.noise_variance
     ),
-    "log_evidence": l2m.log_evidence,
-    "effective_parameters": l2m.effective_parameters,
+    "log_evidence": l2m.tuning.log_evidence,
+    "effective_parameters": l2m.tuning.effective_parameters,
     "fit_prior_precision": l2m.fit_prior_precision,
     "fit_noise_variance": lambda p: l2m.fit_noise_variance(p, jnp.linspace(-1, 1, 500)),
     "fit_temperature": lambda p: (
@@ -40,9 +40,9 @@ FUNCTIONS = {
         ).info
     ),
     "tune": lambda p: l2m.tune(p, network, INPUTS, LABELS, num_samples=4).info,
-    "elbo": lambda p: l2m.elbo(p, network, INPUTS, LABELS, num_samples=4),
-    "kl_divergence": l2m.kl_divergence,
-    "linearized_regression": lambda p: l2m.linearized_regression(network, p, INPUTS),
+    "elbo": lambda p: l2m.tuning.elbo(p, network, INPUTS, LABELS, num_samples=4),
+    "kl_divergence": l2m.tuning.kl_divergence,
+    "linearized_regression": lambda p: l2m.predict.linearized_regression(network, p, INPUTS),
     "restrict": lambda p: l2m.variance(l2m.restrict(p, "head")),
 }
 
@@ -105,7 +105,11 @@ def test_dtypes_are_kept_and_statistics_are_float32(dtype):
     draws = l2m.sample(KEY, posterior, 3)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(draws))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(l2m.variance(posterior)))
-    for statistic in (l2m.entropy, l2m.log_evidence, l2m.effective_parameters):
+    for statistic in (
+        l2m.posterior.entropy,
+        l2m.tuning.log_evidence,
+        l2m.tuning.effective_parameters,
+    ):
         assert statistic(posterior).dtype == jnp.float32
     outputs = l2m.linearized(KEY, network, posterior, INPUTS.astype(dtype), num_samples=3)
     assert outputs.dtype == dtype
@@ -121,7 +125,7 @@ def test_float64_is_kept():
         _, state = tx.update(params, tx.init(params), params)
         moment = l2m.second_moment(state, params, tx=tx)
         posterior = l2m.laplace(params, moment, num_data=50, batch_size=5, prior_precision=2.0)
-        assert l2m.log_evidence(posterior).dtype == jnp.float64
+        assert l2m.tuning.log_evidence(posterior).dtype == jnp.float64
         assert l2m.sample(KEY, posterior, 2)["head"]["bias"].dtype == jnp.float64
         fitted, info = l2m.fit_prior_precision(posterior)
         assert bool(info.converged)
@@ -148,7 +152,7 @@ def test_structures_are_kept(params):
     structure = jax.tree.structure(params)
     fitted = l2m.fit_prior_precision(posterior).posterior
     draws = l2m.sample(KEY, fitted, 2)
-    for tree in (draws, l2m.variance(fitted), l2m.precision(fitted)):
+    for tree in (draws, l2m.variance(fitted), l2m.posterior.precision(fitted)):
         assert jax.tree.structure(tree) == structure
     assert jnp.isfinite(l2m.log_prob(fitted, params))
 

@@ -60,10 +60,14 @@ def test_a_prior_mean_is_where_the_evidence_counts_from(posterior, grouped):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), fits[0].value, fits[1].value
     )
-    np.testing.assert_allclose(l2m.log_evidence(around), l2m.log_evidence(moved), rtol=1e-6)
-    np.testing.assert_allclose(l2m.kl_divergence(around), l2m.kl_divergence(moved), rtol=1e-6)
+    np.testing.assert_allclose(
+        l2m.tuning.log_evidence(around), l2m.tuning.log_evidence(moved), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        l2m.tuning.kl_divergence(around), l2m.tuning.kl_divergence(moved), rtol=1e-6
+    )
     if not grouped:
         fitted = around._replace(prior_precision=fits[0].value)
         norm = sum(jnp.sum(jnp.square(d)) for d in jax.tree.leaves(moved.mean))
-        expected = l2m.effective_parameters(fitted) / norm
+        expected = l2m.tuning.effective_parameters(fitted) / norm
         np.testing.assert_allclose(fits[0].value, expected, rtol=1e-4)

@@ -10,29 +10,24 @@ import pytest
 
 import l2m_optax
 
-# From the bottom up. A module imports from strictly lower layers only; those of one folder, which
-# count as one module here, may import each other as long as there is no cycle.
-LAYERS = [
-    {"_version", "_types", "_factored"},
-    {"_checks"},
-    {"_tree", "_probe", "_recurrence", "_loader", "_search"},
-    {"_moment", "_clipping", "metrics", "factorized", "likelihoods"},
-    {"identify"},
-    {"_read", "examples"},
-    {"second_moment"},
+# From the bottom up. A place imports from strictly lower ones only; the modules of one folder may
+# import each other as long as there is no cycle.
+PLACES = [
+    {"_version"},
+    {"_support"},
+    {"likelihoods", "metrics"},
+    {"jacobians"},
+    {"moments"},
     {"transforms"},
     {"posterior"},
-    {"sampling", "diagnostics"},
-    {"predictive"},
-    {"evidence", "plot", "serving", "decisions", "checkpoint"},
-    {"prior", "dataset", "_objectives", "_observations"},
-    {"variational", "temperature"},
+    {"predict"},
     {"tuning"},
+    {"checkpoint", "decisions", "plot"},
 ]
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
 OPTIONAL = {
     "plot": {"matplotlib"},
-    "_loader": {"tqdm"},
+    "_support": {"tqdm"},
     "checkpoint": {"orbax", "safetensors"},
 }  # imported by its functions, not with the package
 
@@ -49,15 +44,15 @@ def parse(module: str) -> ast.Module:
     return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
 
 
-def layer(module: str) -> int:
+def place(module: str) -> int:
     """The index of the layer that holds the module, or its folder."""
     top = module.split(".")[0]
-    for index, names in enumerate(LAYERS):
+    for index, names in enumerate(PLACES):
         if top in names:
             return index
     raise AssertionError(
-        f"{top}: expected in LAYERS of tests/test_imports.py, got a module that is in none; "
-        "place it in the lowest layer that is above all it imports"
+        f"{top}: expected in PLACES of tests/test_imports.py, got a module that is in none; "
+        "put it in the lowest place that is above all it imports"
     )
 
 
@@ -89,12 +84,12 @@ def inner_imports(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module):
-    own = layer(module)
+    own = place(module)
     for imported in inner_imports(module):
         assert imported != "__init__", f"{module} imports from l2m_optax itself; name the module"
         same_folder = module.split(".")[0] == imported.split(".")[0]
-        assert same_folder or layer(imported) < own, (
-            f"{module} (layer {own}) imports {imported} (layer {layer(imported)}); "
+        assert same_folder or place(imported) < own, (
+            f"{module} (place {own}) imports {imported} (place {place(imported)}); "
             "only lower layers may be imported: move what is shared down"
         )
 
@@ -109,7 +104,7 @@ def test_there_is_no_cycle():
 
 def test_every_module_of_the_table_exists():
     tops = {module.split(".")[0] for module in MODULES}
-    assert set().union(*LAYERS) - tops == set()
+    assert set().union(*PLACES) - tops == set()
 
 
 @pytest.mark.parametrize("module", SOURCES)

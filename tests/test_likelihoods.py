@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import network
+from helpers import network
 from scipy import special, stats
 
 import l2m_optax as l2m
@@ -35,7 +35,7 @@ def test_heteroscedastic_gaussian_is_scipys():
 def test_heteroscedastic_summary_is_the_variance_of_what_is_drawn():
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(40, 3, 2))
-    prediction = l2m.heteroscedastic_regression(samples)
+    prediction = l2m.predict.heteroscedastic_regression(samples)
     drawn = samples[..., 0] + np.exp(0.5 * samples[..., 1]) * rng.normal(size=(20_000, 40, 3))
     np.testing.assert_allclose(prediction.total, drawn.var(axis=(0, 1)), rtol=0.04)
     np.testing.assert_allclose(prediction.mean, samples[..., 0].mean(0), rtol=1e-5)
@@ -44,7 +44,7 @@ def test_heteroscedastic_summary_is_the_variance_of_what_is_drawn():
 
 def test_heteroscedastic_needs_pairs():
     with pytest.raises(ValueError, match="2 entries"):
-        l2m.heteroscedastic_regression(jnp.ones((4, 3, 3)))
+        l2m.predict.heteroscedastic_regression(jnp.ones((4, 3, 3)))
 
 
 def test_a_heteroscedastic_network_is_tuned_by_its_own_likelihood(posterior):
@@ -72,7 +72,7 @@ def test_a_heteroscedastic_network_is_tuned_by_its_own_likelihood(posterior):
 
 def test_linearized_regression_is_what_many_draws_tend_to(posterior, inputs):
     posterior = posterior._replace(noise_variance=jnp.float32(0.3))
-    exact = l2m.linearized_regression(network, posterior, inputs)
+    exact = l2m.predict.linearized_regression(network, posterior, inputs)
     draws = l2m.linearized(jax.random.key(0), network, posterior, inputs, num_samples=20_000)
     sampled = l2m.regression(draws, 0.3)
     np.testing.assert_allclose(exact.mean, network(posterior.mean, inputs))

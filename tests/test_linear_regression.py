@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import train_linear
+from helpers import train_linear
 
 import l2m_optax as l2m
 
@@ -29,7 +29,7 @@ def adam():
 
 def precision_ratio(data, params, state, **kwargs):
     posterior = l2m.laplace(params, state, num_data=2000, prior_precision=1e-6, **kwargs)
-    return np.asarray(l2m.precision(posterior)["w"]) / data.hessian_diagonal
+    return np.asarray(l2m.posterior.precision(posterior)["w"]) / data.hessian_diagonal
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 128, 1000])
@@ -81,8 +81,10 @@ def test_centering_removes_the_mean_gradient_far_from_the_mode(regression):
     exact = np.var(np.asarray(per_example, np.float64), axis=0) * 2000
     moment = l2m.second_moment(state, tx=tx)
     kwargs = {"num_data": 2000, "batch_size": 16}
-    plain = l2m.data_precision(l2m.laplace(params, moment, **kwargs))["w"]
-    centered = l2m.data_precision(l2m.laplace(params, moment, **kwargs, centered=True))["w"]
+    plain = l2m.posterior.data_precision(l2m.laplace(params, moment, **kwargs))["w"]
+    centered = l2m.posterior.data_precision(l2m.laplace(params, moment, **kwargs, centered=True))[
+        "w"
+    ]
     assert np.max(plain / exact) > 2.0
     assert np.all((centered / exact > 0.7) & (centered / exact < 1.4)), centered / exact
 
@@ -94,11 +96,11 @@ def test_evidence_finds_the_noise_without_data_to_spare(regression):
     residuals = regression.y - regression.x @ params["w"]
     posterior, info = l2m.fit_noise_variance(posterior, residuals)
     assert bool(info.converged)
-    gamma = float(l2m.effective_parameters(posterior))
+    gamma = float(l2m.tuning.effective_parameters(posterior))
     rss = float(jnp.sum(jnp.square(residuals)))
     np.testing.assert_allclose(info.value, rss / (2000 - gamma), rtol=1e-4)
     np.testing.assert_allclose(info.value, regression.noise_variance, rtol=0.1)
-    ratio = np.asarray(l2m.data_precision(posterior)["w"]) / regression.hessian_diagonal
+    ratio = np.asarray(l2m.posterior.data_precision(posterior)["w"]) / regression.hessian_diagonal
     assert np.all((ratio > 0.8) & (ratio < 1.25)), ratio
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import network, network_params
+from helpers import network, network_params
 
 import l2m_optax as l2m
 
@@ -32,16 +32,16 @@ def test_statistics_are_those_of_float64(dtype):
     )
     scale = NUM_DATA * BATCH * (NUM_DATA - 1) / (NUM_DATA - BATCH)
     precision = scale * exact_nu + 1e-3
-    found = l2m.precision(posterior)
+    found = l2m.posterior.precision(posterior)
     assert found.dtype == jnp.float32
     # The smallest values survive: each entry is right to float32, whatever its size.
     np.testing.assert_allclose(found, precision, rtol=1e-5)
     evidence = -0.5 * np.sum(1e-3 * exact_mean**2 + np.log(precision / 1e-3))
-    np.testing.assert_allclose(l2m.log_evidence(posterior), evidence, rtol=1e-5)
+    np.testing.assert_allclose(l2m.tuning.log_evidence(posterior), evidence, rtol=1e-5)
     shares = scale * exact_nu / precision
-    np.testing.assert_allclose(l2m.effective_parameters(posterior), shares.sum(), rtol=1e-5)
+    np.testing.assert_allclose(l2m.tuning.effective_parameters(posterior), shares.sum(), rtol=1e-5)
     entropy = 0.5 * np.sum(np.log(2 * np.pi * np.e / precision))
-    np.testing.assert_allclose(l2m.entropy(posterior), entropy, rtol=1e-5)
+    np.testing.assert_allclose(l2m.posterior.entropy(posterior), entropy, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -89,7 +89,7 @@ def test_a_narrow_first_moment_changes_nothing():
     assert jax.tree.leaves(state[0].mu)[0].dtype == jnp.bfloat16
     jax.tree.map(
         lambda nu, held: np.testing.assert_allclose(nu, held / (1 - 0.999**20), rtol=1e-4),
-        l2m.debiased(moment),
+        l2m.moments.debiased(moment),
         state[0].nu,
     )
 
@@ -102,5 +102,5 @@ def test_a_scaled_loss_is_undone_by_loss_scale():
         params, state = train(start, tx, scale)
         moment = l2m.second_moment(state, params, tx=tx)
         found.append(l2m.laplace(params, moment, num_data=100, batch_size=8, loss_scale=scale))
-    plain, scaled = map(l2m.precision, found)
+    plain, scaled = map(l2m.posterior.precision, found)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3), plain, scaled)

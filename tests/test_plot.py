@@ -122,7 +122,7 @@ def test_entropies_that_are_all_zero_are_drawn():
 
 @pytest.mark.parametrize("shape", [(20,), (20, 1)])
 def test_regression_band_holds_the_gaussian_intervals(shape):
-    prediction = l2m.Regression(*(field.reshape(shape) for field in PREDICTION))
+    prediction = l2m.predict.Regression(*(field.reshape(shape) for field in PREDICTION))
     ax = plot.regression_band(X.reshape(shape), prediction)
     order = np.argsort(X)
     np.testing.assert_array_equal(line(ax, "mean"), (X[order], PREDICTION.mean[order]))
@@ -138,7 +138,7 @@ def test_regression_band_holds_the_gaussian_intervals(shape):
 
 def test_posterior_layers_holds_the_precisions_and_leaves_points_out():
     ax = plot.posterior_layers(POSTERIOR)
-    data = l2m.data_precision(POSTERIOR)
+    data = l2m.posterior.data_precision(POSTERIOR)
     precisions = [np.asarray(data["body"]["w"]), np.asarray(data["head"])]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["body.w (40)", "head (3)"]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from conftest import moment_of, network, network_params
+from helpers import moment_of, network, network_params
 
 import l2m_optax as l2m
 
@@ -201,7 +201,9 @@ REFUSALS = {
         "chunk_size: expected at least 1",
     ),
     "ragged draws": (
-        lambda: l2m.predict(network, {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, INPUTS),
+        lambda: l2m.predict.apply_ensemble(
+            network, {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, INPUTS
+        ),
         ValueError,
         "draws['b']: expected a leading axis of draws, (2,)",
     ),
@@ -218,7 +220,7 @@ REFUSALS = {
     # summaries
     "no axis of draws": (lambda: l2m.classification(jnp.ones(3)), ValueError, "logit_samples"),
     "no axis of pairs": (
-        lambda: l2m.heteroscedastic_regression(jnp.ones(2)),
+        lambda: l2m.predict.heteroscedastic_regression(jnp.ones(2)),
         ValueError,
         "samples: expected shape (S, ..., 2), got (2,)",
     ),

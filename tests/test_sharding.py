@@ -59,10 +59,10 @@ def using(mesh):
 
 FUNCTIONS = {
     "variance": lambda p, x: l2m.variance(p),
-    "log_evidence": lambda p, x: l2m.log_evidence(p),
+    "log_evidence": lambda p, x: l2m.tuning.log_evidence(p),
     "log_prob": lambda p, x: l2m.log_prob(p, jax.tree.map(lambda m: 0.9 * m, p.mean)),
     "fit_prior_precision": lambda p, x: l2m.fit_prior_precision(p).info.value,
-    "kl_divergence": lambda p, x: l2m.kl_divergence(p),
+    "kl_divergence": lambda p, x: l2m.tuning.kl_divergence(p),
     "sample": lambda p, x: l2m.sample(KEY, p, 4),
     "monte_carlo": lambda p, x: l2m.monte_carlo(KEY, network, p, x, num_samples=4),
     "linearized": lambda p, x: l2m.linearized(KEY, network, p, x, num_samples=4),
@@ -146,7 +146,7 @@ def build(posterior):
 @pytest.mark.parametrize("specs", SPECS)
 @pytest.mark.parametrize(
     "function",
-    [build, l2m.precision, l2m.variance, lambda p: l2m.sample(KEY, p, 2)],
+    [build, l2m.posterior.precision, l2m.variance, lambda p: l2m.sample(KEY, p, 2)],
     ids=["laplace", "precision", "variance", "sample"],
 )
 def test_building_and_sampling_need_no_traffic(function, specs):
@@ -154,7 +154,9 @@ def test_building_and_sampling_need_no_traffic(function, specs):
 
 
 @pytest.mark.parametrize("specs", SPECS)
-@pytest.mark.parametrize("function", [l2m.log_evidence, l2m.entropy, l2m.effective_parameters])
+@pytest.mark.parametrize(
+    "function", [l2m.tuning.log_evidence, l2m.posterior.entropy, l2m.tuning.effective_parameters]
+)
 def test_statistics_need_one_sum_of_scalars(function, specs):
     posterior = posterior_on(mesh_of(8), SPECS[specs])
     found = collectives(function, posterior)
@@ -187,7 +189,7 @@ def test_draws_on_one_axis_and_inputs_on_another():
     assert collectives(lambda key: l2m.sample(key, posterior, 8), KEY, out_shardings=spread) == []
     draws = sample(KEY)
     x = jax.device_put(X, NamedSharding(mesh, P("data")))
-    outputs = l2m.predict(network, draws, x)
+    outputs = l2m.predict.apply_ensemble(network, draws, x)
     assert outputs.sharding.is_equivalent_to(NamedSharding(mesh, P("draws", "data")), 3)
     wanted = l2m.monte_carlo(KEY, network, posterior, X, num_samples=8)
     np.testing.assert_allclose(outputs, wanted, atol=1e-5)
@@ -202,14 +204,14 @@ def test_inside_shard_map_every_device_sees_its_part():
     specs = jax.tree.map(lambda x: x.sharding.spec if jnp.ndim(x) else P(), sharded)
 
     def parts(posterior):
-        return l2m.variance(posterior), jax.lax.psum(l2m.entropy(posterior), "x")
+        return l2m.variance(posterior), jax.lax.psum(l2m.posterior.entropy(posterior), "x")
 
     mapped = shard_map(parts, mesh=mesh, in_specs=(specs,), out_specs=(SPECS["columns"], P()))
     variance, entropy = jax.jit(mapped)(sharded)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), variance, l2m.variance(whole)
     )
-    np.testing.assert_allclose(entropy, l2m.entropy(whole), rtol=1e-5)
+    np.testing.assert_allclose(entropy, l2m.posterior.entropy(whole), rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -221,7 +223,9 @@ def test_a_checkpoint_is_restored_onto_another_mesh(number, tmp_path):
     for name, leaf in restored.second_moment.nu.items():
         assert leaf.sharding.is_equivalent_to(like[name].sharding, leaf.ndim)
         np.testing.assert_array_equal(leaf, posterior.second_moment.nu[name])
-    np.testing.assert_allclose(l2m.log_evidence(restored), l2m.log_evidence(posterior), rtol=1e-6)
+    np.testing.assert_allclose(
+        l2m.tuning.log_evidence(restored), l2m.tuning.log_evidence(posterior), rtol=1e-6
+    )
 
 
 def test_the_page_on_scale_runs(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Posteriors on disk: saved and restored whole or not at all, and read out of training states."""
 
-from l2m_optax.checkpoint.directory import Pending, restore, save, save_async
-from l2m_optax.checkpoint.exchange import load_safetensors, save_safetensors
-from l2m_optax.checkpoint.training import from_training_state
+from l2m_optax.checkpoint._directory import Pending, restore, save, save_async
+from l2m_optax.checkpoint._exchange import load_safetensors, save_safetensors
+from l2m_optax.checkpoint._training import from_training_state
 
 __all__ = [
     "Pending",

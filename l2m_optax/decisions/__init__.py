@@ -1,6 +1,6 @@
 """From predictions to decisions: whom to ask, what to refuse, which interval to state."""
 
-from l2m_optax.decisions.conformal import (
+from l2m_optax.decisions._conformal import (
     Interval,
     conformal_interval,
     conformal_quantile,
@@ -9,13 +9,13 @@ from l2m_optax.decisions.conformal import (
     prediction_interval,
     residual_scores,
 )
-from l2m_optax.decisions.scores import (
+from l2m_optax.decisions._scores import (
     OutOfDistributionScores,
     bald_scores,
     out_of_distribution_scores,
     regression_bald_scores,
 )
-from l2m_optax.decisions.selective import SelectiveThreshold, selective_threshold
+from l2m_optax.decisions._selective import SelectiveThreshold, selective_threshold
 
 __all__ = [
     "Interval",

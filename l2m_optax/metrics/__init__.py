@@ -1,6 +1,6 @@
 """Arrays in, scalars and curves out: how good, and how well calibrated, predictions are."""
 
-from l2m_optax.metrics.calibration import (
+from l2m_optax.metrics._calibration import (
     ReliabilityCurve,
     adaptive_calibration_error,
     classwise_calibration_error,
@@ -8,9 +8,9 @@ from l2m_optax.metrics.calibration import (
     maximum_calibration_error,
     reliability_curve,
 )
-from l2m_optax.metrics.classification import accuracy, brier_score, negative_log_likelihood
-from l2m_optax.metrics.ranking import aupr, auroc, fpr_at_95_tpr
-from l2m_optax.metrics.regression import (
+from l2m_optax.metrics._classification import accuracy, brier_score, negative_log_likelihood
+from l2m_optax.metrics._ranking import aupr, auroc, fpr_at_95_tpr
+from l2m_optax.metrics._regression import (
     gaussian_crps,
     gaussian_interval,
     gaussian_negative_log_likelihood,
@@ -19,8 +19,8 @@ from l2m_optax.metrics.regression import (
     picp,
     root_mean_squared_error,
 )
-from l2m_optax.metrics.samples import energy_score, sample_crps
-from l2m_optax.metrics.selective import RiskCoverageCurve, aurc, risk_coverage_curve
+from l2m_optax.metrics._samples import energy_score, sample_crps
+from l2m_optax.metrics._selective import RiskCoverageCurve, aurc, risk_coverage_curve
 
 __all__ = [
     "ReliabilityCurve",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._checks import complaint, is_concrete
-from l2m_optax._tree import statistics_dtype
-from l2m_optax._types import Array, ArrayLike
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.types import Array, ArrayLike
 
 # How far from 1 a softmax may sum, where rounding alone takes it past 1e-3: two units of rounding.
 _SUM_TOLERANCE = {"bfloat16": 2.0**-6, "float16": 2.0**-9}

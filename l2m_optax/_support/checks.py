@@ -1,0 +1,185 @@
+"""Refusals: every bad input is met by an error that says path, expected, got and remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.types import Array, PyTree
+
+
+def complaint(where: str, expected: str, got: str, remedy: str) -> str:
+    """The one shape of every message: path, expected, got, remedy."""
+    return f"{where}: expected {expected}, got {got}; {remedy}"
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the value of `x` can be looked at (it is neither traced nor abstract)."""
+    return not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
+
+
+def path_name(path: Sequence[Any], root: str = "params") -> str:
+    """The path of a leaf as a user would write it: ``params['Dense_0']['kernel']``."""
+    return root + jax.tree_util.keystr(tuple(path))
+
+
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Refuse numbers that are not positive and finite; traced values pass.
+
+    Raises:
+      ValueError: if any entry is zero, negative, infinite or NaN.
+    """
+    for leaf in jax.tree.leaves(value):
+        if not is_concrete(leaf):
+            continue
+        numbers = np.asarray(leaf, dtype=np.float64)
+        if not np.all(np.isfinite(numbers) & (numbers > 0)):
+            raise ValueError(complaint(name, "a positive finite number", str(leaf), remedy))
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Refuse anything but a whole number of at least `minimum`.
+
+    Raises:
+      TypeError: if `value` is no integer.
+      ValueError: if it is below `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(complaint(name, "an integer", repr(value), f"pass int({name})"))
+    if value < minimum:
+        remedy = f"pass {minimum} or more"
+        raise ValueError(complaint(name, f"at least {minimum}", str(value), remedy))
+
+
+def check_floating(tree: PyTree, root: str = "params") -> None:
+    """Refuse leaves that are no real floating-point arrays.
+
+    Raises:
+      TypeError: naming the first integer, boolean or complex leaf.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            remedy = "keep such leaves out of the params (close over them in apply_fn)"
+            raise TypeError(
+                complaint(path_name(path, root), "a real floating-point array", str(dtype), remedy)
+            )
+
+
+def check_batched(tree: PyTree, root: str = "inputs") -> None:
+    """Refuse trees whose arrays have no common leading axis of examples.
+
+    Raises:
+      ValueError: if leading axes are missing, empty or different.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        got = f"leading axes {sorted(sizes)}"
+        remedy = "give a single example a batch axis: x[None]"
+        raise ValueError(complaint(root, "a common leading axis of examples", got, remedy))
+
+
+def check_hashable(name: str, function: Any) -> None:
+    """Refuse functions that cannot name a compiled program.
+
+    Raises:
+      TypeError: if `function` is not hashable.
+    """
+    try:
+        hash(function)
+    except TypeError as error:
+        got = f"an unhashable {type(function).__name__}"
+        remedy = f"wrap it: def {name}(params, x): return model.apply(params, x)"
+        raise TypeError(complaint(name, "a hashable function", got, remedy)) from error
+
+
+def check_alive(tree: PyTree, root: str) -> None:
+    """Refuse arrays whose buffers were donated.
+
+    Raises:
+      ValueError: naming the first deleted array.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
+            remedy = "read the state before it is donated, or use the one the step returned"
+            raise ValueError(
+                complaint(path_name(path, root), "a live array", "a donated buffer", remedy)
+            )
+
+
+class _Census(NamedTuple):
+    """What is wrong in one array of second moments, as counts."""
+
+    non_finite: Array
+    negative: Array
+    positive: Array
+
+
+@jax.jit
+def _census(leaves: list[Array]) -> list[_Census]:
+    return [_Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0)) for x in leaves]
+
+
+def check_finite(tree: PyTree, root: str, remedy: str) -> None:
+    """Refuse NaN and infinity; traced arrays pass.
+
+    Raises:
+      FloatingPointError: naming the first array that holds one.
+    """
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
+        return
+    counts = jax.device_get(_census([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
+    for (path, leaf), census in zip(paths_and_leaves, counts, strict=True):
+        if census.non_finite:
+            got = f"{census.non_finite} NaN or infinite of {math.prod(jnp.shape(leaf))}"
+            raise FloatingPointError(complaint(path_name(path, root), "finite values", got, remedy))
+
+
+def check_second_moment(nu: PyTree, root: str = "nu") -> None:
+    """Refuse values that no mean of squares can have; traced arrays pass.
+
+    Raises:
+      FloatingPointError: if an entry is NaN or infinite.
+      ValueError: if an entry is negative, or if every entry is zero.
+    """
+    check_alive(nu, root)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(nu)
+    if not paths_and_leaves or not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
+        return
+    counts = jax.device_get(_census([leaf for _, leaf in paths_and_leaves]))
+    for (path, leaf), census in zip(paths_and_leaves, counts, strict=True):
+        where, size = path_name(path, root), math.prod(jnp.shape(leaf))
+        if census.non_finite:
+            raise FloatingPointError(
+                complaint(
+                    where,
+                    "finite values",
+                    f"{census.non_finite} NaN or infinite of {size}",
+                    "training diverged: take the state of an earlier step",
+                )
+            )
+        if census.negative:
+            raise ValueError(
+                complaint(
+                    where,
+                    "a mean of squares, so nothing below 0",
+                    f"{census.negative} negative of {size}",
+                    "this array is no second moment; chain l2m_optax.track_second_moment in front",
+                )
+            )
+    if not any(census.positive for census in counts):
+        raise ValueError(
+            complaint(
+                root,
+                "some positive entries",
+                "zeros everywhere",
+                "no gradient was ever squared, or it underflowed: keep the moment in float32 "
+                "with l2m_optax.track_second_moment",
+            )
+        )

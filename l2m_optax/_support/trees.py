@@ -1,0 +1,85 @@
+"""Trees with holes: a `None` where a leaf has no second moment and so is a point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import complaint, path_name
+from l2m_optax._support.types import Array, PyTree
+
+
+def free(tree: PyTree, like: PyTree) -> PyTree:
+    """The leaves of `tree` at which `like` has one; `None` elsewhere."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(leaves, subtrees(like, tree), strict=True)
+    return jax.tree.unflatten(treedef, [None if hole is None else leaf for leaf, hole in pairs])
+
+
+def fill(tree: PyTree, background: PyTree) -> PyTree:
+    """`tree` with its holes filled from `background`: the inverse of `free`."""
+    leaves, treedef = jax.tree.flatten(background)
+    pairs = zip(leaves, subtrees(tree, background), strict=True)
+    return jax.tree.unflatten(treedef, [leaf if hole is None else hole for leaf, hole in pairs])
+
+
+def subtrees(tree: PyTree, like: PyTree) -> list[Any]:
+    """What `tree` holds where `like` has its leaves: a leaf, a subtree or the `None` of a hole."""
+    treedef: Any = jax.tree.structure(like)
+    return list(treedef.flatten_up_to(tree))
+
+
+def broadcast(prefix: PyTree, like: PyTree) -> PyTree:
+    """A prefix tree (most often one scalar) repeated for each leaf of `like`."""
+
+    def repeat(value: Any, subtree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: value, subtree)
+
+    return jax.tree.map(repeat, prefix, like)
+
+
+def statistics_dtype(*arrays: Any) -> jnp.dtype:
+    """Float32 at least: what sums and square roots of `arrays` are computed in."""
+    return jnp.promote_types(jnp.result_type(*map(_promotable, arrays)), jnp.float32)
+
+
+def _promotable(array: Any) -> Any:
+    """Types of 8 bits, which JAX promotes to no other, count as float32."""
+    narrow = getattr(getattr(array, "dtype", None), "itemsize", 4) == 1
+    return jnp.float32 if narrow else array
+
+
+def total(tree: PyTree) -> Array:
+    """The sum over every entry of every leaf."""
+    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def align(tree: PyTree, params: PyTree, root: str) -> PyTree:
+    """The leaves of `tree` in the structure of `params`, matched by path; holes stay holes.
+
+    Raises:
+      ValueError: naming the first leaf that is missing, superfluous or of another shape.
+    """
+    wanted = jax.tree_util.tree_leaves_with_path(params)
+    held = {
+        path_name(path, ""): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    }
+    remedy = "pass the params the optimizer was initialised with"
+    aligned = []
+    for path, param in wanted:
+        key = path_name(path, "")
+        if key not in held:
+            got = f"no such leaf ({len(held)} others)"
+            raise ValueError(complaint(root + key, f"shape {jnp.shape(param)}", got, remedy))
+        leaf = held.pop(key)
+        if leaf is not None and jnp.shape(leaf) != jnp.shape(param):
+            expected = f"shape {jnp.shape(param)}"
+            raise ValueError(complaint(root + key, expected, str(jnp.shape(leaf)), remedy))
+        aligned.append(leaf)
+    left = [key for key, leaf in held.items() if leaf is not None]
+    if left:
+        raise ValueError(complaint(f"params{left[0]}", "a parameter", "none", remedy))
+    return jax.tree.unflatten(jax.tree.structure(params), aligned)

@@ -1,1 +1,0 @@
-"""Squared Jacobians without Jacobians, for the layers that multiply by their weights."""

@@ -1,0 +1,31 @@
+"""How much clipping in front of a second moment takes away, read off a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from l2m_optax.moments._probe import SCALES, Probe
+
+
+def clipping_effect(probe: Probe, paths: Sequence[str]) -> str:
+    r"""The norms of the largest gradients that were given, and that reached the moments at `paths`.
+
+    The first update leaves $n_1 = c \sum \tilde g^2$, where $\tilde g$ is the clipped gradient; the
+    run with the smallest gradients, which nothing clips, gives $c$.
+    """
+    given = np.sqrt(sum(_per_run(g[0].mean(axis=0)) ** 2 for g in probe.gradients.values()))
+    states = [probe.states[path] for path in paths]
+    grown = sum((n[1] - n[0]).reshape(len(SCALES), -1).sum(axis=1) for n in states)
+    small, large = int(np.argmin(SCALES)), int(np.argmax(SCALES))
+    if np.any(grown <= 0):  # a mean that started from something else forgets some of it
+        return "how much is left of them cannot be told"
+    held = np.sqrt(grown)
+    reached = held * given[small] / held[small]
+    return f"gradients of norm {given[large]:.3g} reach it with {reached[large]:.3g}"
+
+
+def _per_run(values: np.ndarray) -> np.ndarray:
+    """The norm over all but the leading axis."""
+    return np.asarray(np.linalg.norm(values.reshape(len(values), -1), axis=1))

@@ -1,0 +1,151 @@
+"""`laplace`: parameters and a second moment in, the posterior pytree out; nothing is copied."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import (
+    check_alive,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_second_moment,
+    complaint,
+    path_name,
+)
+from l2m_optax._support.trees import align, broadcast
+from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._moment import SecondMoment, align_moment
+from l2m_optax.moments._second_moment import second_moment
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.posterior._scale import data_scale
+
+
+def laplace(
+    params: PyTree,
+    opt_state: PyTree | SecondMoment,
+    *,
+    num_data: int,
+    batch_size: int,
+    loss_scale: ArrayLike = 1.0,
+    prior_precision: ArrayLike | PyTree = 1.0,
+    prior_mean: PyTree | None = None,
+    temperature: ArrayLike = 1.0,
+    with_replacement: bool = False,
+    centered: bool = False,
+) -> Posterior:
+    r"""The Laplace posterior that a trained optimizer state already holds.
+
+    Let $l_i$ be the negative log-likelihood of example $i$ of $N$ and let training minimise
+    $c \cdot \mathrm{mean}_{i \in \text{batch}}\, l_i$ over batches of $B$. At a mode the mean
+    gradient is zero, so the running mean of squared gradients tends to the variance of the
+    batch gradient, $\hat\nu \to c^2 \,\mathrm{Var}_i(\nabla l_i)/B \cdot (N-B)/(N-1)$, and
+
+    $$F = \frac{N B}{c^2} \cdot \frac{N-1}{N-B} \cdot \hat\nu, \qquad
+      p(\theta | D) \approx N(\theta^*, T (F + \delta)^{-1})$$
+
+    is the diagonal of the summed empirical Fisher, and the posterior. Building it does no
+    arithmetic on arrays: its leaves are `params` and the state's own buffers.
+
+    Args:
+      params: the trained parameters θ*, real floating-point arrays.
+      opt_state: the optimizer's state, or what `second_moment` made of it.
+      num_data: N, number of training examples.
+      batch_size: B, examples behind one gradient, over all devices. Where `optax.MultiSteps`
+        averages k of them, and `second_moment` was given ``tx=`` or the optimizer is exposed, k*B
+        is what is used; otherwise pass k*B.
+      loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
+        for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
+        for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
+      prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
+      prior_mean: θ0, like `params`; zero by default. In fine-tuning, the pre-trained weights.
+      temperature: T > 0; `tune` finds it on validation data.
+      with_replacement: whether batches are drawn with replacement, which leaves out (N-1)/(N-B).
+      centered: subtract the squared mean gradient, read off the optimizer's running mean of
+        gradients with decay b: $\mathrm{Var} = (\hat\nu - \hat\mu^2)(1+b)/(2b)$. For states
+        taken far from a mode.
+
+    Returns:
+      The `Posterior`.
+
+    Raises:
+      TypeError: if a leaf is no real floating-point array, or the state has no second moment.
+      ValueError: if a number is not positive, ``batch_size >= num_data``, or the state does not
+        match `params`, was never updated, or holds what no mean of squares can be.
+      FloatingPointError: if the second moment or `prior_mean` holds NaN or infinity.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import l2m_optax as l2m
+      >>> params, tx = {"w": jnp.ones(2)}, optax.adam(1e-3)
+      >>> opt_state = tx.init(params)
+      >>> _, opt_state = tx.update({"w": jnp.array([1.0, 2.0])}, opt_state, params)
+      >>> moment = l2m.second_moment(opt_state, tx=tx)
+      >>> posterior = l2m.laplace(params, moment, num_data=100, batch_size=10)
+      >>> posterior.mean["w"] is params["w"]
+      True
+
+    Reference:
+      Perone, Silveira & Paula, L2M (arXiv 2107.04695). The scale: see the documentation.
+    """
+    check_floating(params)
+    check_alive(params, "params")
+    moment = opt_state
+    if not isinstance(opt_state, SecondMoment):
+        moment = second_moment(opt_state, params)
+    moment = _check_moment(align_moment(moment, params), centered)
+    if prior_mean is not None:
+        prior_mean = _check_prior_mean(prior_mean, params)
+    check_positive("prior_precision", prior_precision, "a prior must have a finite width")
+    check_positive("temperature", temperature, "pass 1 for the posterior itself")
+    _broadcast_prior(prior_precision, params)
+    return Posterior(
+        mean=params,
+        second_moment=moment,
+        data_scale=data_scale(
+            num_data, batch_size, moment.micro_steps, loss_scale, with_replacement
+        ),
+        prior_precision=jax.tree.map(_scalar, prior_precision),
+        prior_mean=prior_mean,
+        temperature=_scalar(temperature),
+        noise_variance=_scalar(1.0),
+    )
+
+
+def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
+    """The prior's mean in the structure of `params`, with a finite array for each of them."""
+    remedy = "pass the weights that training began from"
+    check_alive(prior_mean, "prior_mean")
+    prior_mean = align(prior_mean, params, "prior_mean")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prior_mean, is_leaf=lambda x: x is None):
+        if leaf is None:
+            raise ValueError(complaint(path_name(path, "prior_mean"), "an array", "None", remedy))
+    check_finite(prior_mean, "prior_mean", remedy)
+    return prior_mean
+
+
+def _check_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
+    """The moment as `laplace` keeps it: sound, and with `mu` only where it is to be subtracted."""
+    check_second_moment(moment.nu)
+    if not centered:
+        return moment._replace(mu=None)
+    if moment.mu is None or moment.mu_decay is None:
+        got = "no running mean" if moment.mu is None else "an unknown decay"
+        remedy = "pass second_moment(opt_state, tx=tx), or mean_decay= (Adam's b1, 0.9 by default)"
+        expected = "the running mean of gradients and its decay"
+        raise ValueError(complaint("centered=True", expected, got, remedy))
+    return moment
+
+
+def _broadcast_prior(prior_precision: PyTree, params: PyTree) -> None:
+    try:
+        broadcast(prior_precision, params)
+    except ValueError as error:
+        remedy = "pass one number, or a tree of numbers that is a prefix of params"
+        got = str(jax.tree.structure(prior_precision))
+        raise ValueError(complaint("prior_precision", "a prefix of params", got, remedy)) from error
+
+
+def _scalar(value: ArrayLike) -> jax.Array:
+    return jnp.asarray(value, jnp.float32)

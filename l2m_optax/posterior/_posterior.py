@@ -1,0 +1,145 @@
+"""`laplace`: parameters and a second moment in, the posterior pytree out; nothing is copied.
+
+The posterior is a Gaussian of independent coordinates with means θ* and variances T / (F + δ), kept
+as the arrays the optimizer already holds; its precision is formed inside whatever uses it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
+from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._moment import SecondMoment, debiased, leading
+
+
+class Posterior(NamedTuple):
+    """A Gaussian posterior of independent coordinates; a pytree that can be vmapped and saved.
+
+    Attributes:
+      mean: the trained parameters, the very arrays passed in.
+      second_moment: the running mean of squared gradients; leaves that are `None` are points.
+      data_scale: what turns a mean squared gradient into the data's precision F, shape ().
+      prior_precision: δ, a scalar or a prefix tree of `mean`.
+      prior_mean: θ0, like `mean`; `None` for zero.
+      temperature: T, which multiplies the covariance, shape ().
+      noise_variance: variance of Gaussian observations, shape (); 1 unless it was fitted.
+    """
+
+    mean: PyTree
+    second_moment: SecondMoment
+    data_scale: ArrayLike
+    prior_precision: ArrayLike | PyTree
+    prior_mean: PyTree | None
+    temperature: ArrayLike
+    noise_variance: ArrayLike
+
+
+def data_precision(posterior: Posterior) -> PyTree:
+    r"""The data's precision: $F = \text{data\_scale} \cdot \hat\nu / s^4$, without the prior.
+
+    Args:
+      posterior: a `Posterior`.
+
+    Returns:
+      A tree like the mean, in float32 at least; `None` at points.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.array([0.0, 1.0]))
+      >>> posterior = l2m.laplace(jnp.zeros(2), moment, num_data=101, batch_size=1)
+      >>> l2m.posterior.data_precision(posterior)
+      Array([  0., 101.], dtype=float32)
+    """
+    scale = posterior.data_scale / jnp.square(posterior.noise_variance)
+    return jax.tree.map(lambda nu: scale * nu, _gradient_variance(posterior.second_moment))
+
+
+@jax.jit
+def precision(posterior: Posterior) -> PyTree:
+    r"""The posterior's precision, $(F + \delta) / T$; infinite at points.
+
+    Args:
+      posterior: a `Posterior`.
+
+    Returns:
+      A tree like the mean, in float32 at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.array([0.0, 1.0]))
+      >>> posterior = l2m.laplace(jnp.zeros(2), moment, num_data=101, batch_size=1)
+      >>> l2m.posterior.precision(posterior)
+      Array([  1., 102.], dtype=float32)
+    """
+    return _with_points(free_precision(posterior), posterior.mean, jnp.inf)
+
+
+@jax.jit
+def variance(posterior: Posterior) -> PyTree:
+    r"""The posterior's variance, $T / (F + \delta)$; zero at points.
+
+    Args:
+      posterior: a `Posterior`.
+
+    Returns:
+      A tree like the mean, in float32 at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.array([0.0, 3.0]))
+      >>> posterior = l2m.laplace(jnp.zeros(2), moment, num_data=101, batch_size=1)
+      >>> l2m.variance(posterior)[0]
+      Array(1., dtype=float32)
+    """
+    return _with_points(free_variance(posterior), posterior.mean, 0.0)
+
+
+def free_mean(posterior: Posterior) -> PyTree:
+    """The means of the leaves that are no points; `None` at points."""
+    return free(posterior.mean, posterior.second_moment.nu)
+
+
+def free_precision(posterior: Posterior) -> PyTree:
+    """`precision` with `None` at points."""
+    data = data_precision(posterior)
+    prior = broadcast(posterior.prior_precision, data)
+    return jax.tree.map(lambda f, delta: (f + delta) / posterior.temperature, data, prior)
+
+
+def free_variance(posterior: Posterior) -> PyTree:
+    """`variance` with `None` at points."""
+    return jax.tree.map(lambda p: 1.0 / p, free_precision(posterior))
+
+
+def free_deviation(posterior: Posterior) -> PyTree:
+    """How far the mean lies from the prior's, θ* - θ0, in float32 at least; `None` at points."""
+    mean = free_mean(posterior)
+    mean = jax.tree.map(lambda m: jnp.asarray(m, statistics_dtype(m)), mean)
+    if posterior.prior_mean is None:
+        return mean
+    return jax.tree.map(jnp.subtract, mean, free(posterior.prior_mean, mean))
+
+
+def _gradient_variance(moment: SecondMoment) -> PyTree:
+    """The mean squared gradient, less the squared mean gradient where that was read too."""
+    if moment.mu is None:
+        return debiased(moment)
+    b: Any = moment.mu_decay
+
+    def center(nu: jax.Array, mu: jax.Array) -> jax.Array:
+        mean = jnp.asarray(mu, nu.dtype) / leading(moment.mu_weight, nu)
+        return jnp.maximum(nu - jnp.square(mean), 0.0) * (1.0 + b) / (2.0 * b)
+
+    return jax.tree.map(center, debiased(moment), moment.mu)
+
+
+def _with_points(tree: PyTree, mean: PyTree, value: float) -> PyTree:
+    background = jax.tree.map(lambda m: jnp.full(jnp.shape(m), value, statistics_dtype(m)), mean)
+    return fill(tree, background)

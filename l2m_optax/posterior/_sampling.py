@@ -1,0 +1,150 @@
+"""Draws from a posterior, its log-density and its entropy; leaf by leaf, statistics in float32."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import check_count
+from l2m_optax._support.trees import align, fill, free, statistics_dtype, total
+from l2m_optax._support.types import Array, PyTree
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision, free_variance
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples", "antithetic"))
+def sample(
+    key: Array, posterior: Posterior, num_samples: int, *, antithetic: bool = False
+) -> PyTree:
+    r"""Draws $\theta_s = \theta^* + \sqrt{T / (F + \delta)}\, \epsilon_s$.
+
+    Args:
+      key: a key of `jax.random`.
+      posterior: a `Posterior`.
+      num_samples: S, number of draws.
+      antithetic: draw the second half as mirror images of the first, which makes the mean of the
+        draws exact (for an even S) and lowers the variance of odd functions of them.
+
+    Returns:
+      A tree like the mean with a leading axis of size S, in the parameters' own dtype; points
+      are repeated.
+
+    Raises:
+      TypeError: if `num_samples` is no integer.
+      ValueError: if it is below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones(4))
+      >>> posterior = l2m.laplace(jnp.zeros(4), moment, num_data=100, batch_size=10)
+      >>> l2m.sample(jax.random.key(0), posterior, 8).shape
+      (8, 4)
+    """
+    keys, signs = keys_and_signs(key, num_samples, antithetic)
+    return jax.vmap(lambda k, sign: draw(k, posterior, sign))(keys, signs)
+
+
+@jax.jit
+def log_prob(posterior: Posterior, params: PyTree) -> Array:
+    r"""Log-density, $\tfrac12 \sum [\log(p / 2\pi) - p (\theta - \theta^*)^2]$; p is the precision.
+
+    Args:
+      posterior: a `Posterior`.
+      params: θ, like the mean; its values at points play no part.
+
+    Returns:
+      A scalar, float32 at least.
+
+    Raises:
+      ValueError: if `params` does not match the mean in structure or shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones(1))
+      >>> posterior = l2m.laplace(jnp.zeros(1), moment, num_data=100, batch_size=10)
+      >>> bool(l2m.log_prob(posterior, jnp.zeros(1)) > l2m.log_prob(posterior, jnp.ones(1)))
+      True
+    """
+    mean = free_mean(posterior)
+    theta = free(align(params, posterior.mean, "params"), mean)
+
+    def density(m: Array, t: Array, p: Array) -> Array:
+        deviation = jnp.asarray(t, p.dtype) - jnp.asarray(m, p.dtype)
+        return -0.5 * (p * jnp.square(deviation) - jnp.log(p) + math.log(2.0 * math.pi))
+
+    return total(jax.tree.map(density, mean, theta, free_precision(posterior)))
+
+
+@jax.jit
+def entropy(posterior: Posterior) -> Array:
+    r"""Differential entropy, $\tfrac12 \sum \log(2 \pi e / p)$ with $p$ the precision, in nats.
+
+    Args:
+      posterior: a `Posterior`.
+
+    Returns:
+      A scalar, float32 at least; points add nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones(1))
+      >>> posterior = l2m.laplace(jnp.zeros(1), moment, num_data=2, batch_size=1)
+      >>> wider = posterior._replace(temperature=2.0)
+      >>> bool(l2m.posterior.entropy(wider) > l2m.posterior.entropy(posterior))
+      True
+    """
+    constant = 0.5 * (1.0 + math.log(2.0 * math.pi))
+    return total(jax.tree.map(lambda p: constant - 0.5 * jnp.log(p), free_precision(posterior)))
+
+
+def keys_and_signs(key: Array, num_samples: int, antithetic: bool = False) -> tuple[Array, Array]:
+    """One key and one sign a draw; mirror images share a key and differ in sign."""
+    check_count("num_samples", num_samples)
+    if not antithetic:
+        return jax.random.split(key, num_samples), jnp.ones(num_samples)
+    keys = jax.random.split(key, (num_samples + 1) // 2)
+    signs = jnp.repeat(jnp.array([1.0, -1.0]), keys.shape[0])
+    return jnp.concatenate([keys, keys])[:num_samples], signs[:num_samples]
+
+
+def deviation(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
+    """One draw less the mean, in float32 at least; `None` at points."""
+    scale = jax.tree.map(jnp.sqrt, free_variance(posterior))
+    leaves, treedef = jax.tree.flatten(scale)
+    keys = jax.random.split(key, len(leaves))
+    draws = [sign * s * _normal(k, s) for k, s in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def _normal(key: Array, like: Array) -> Array:
+    """Standard normals like an array, in its own shape: each device then draws its own shard.
+
+    A flat draw that is reshaped compiles faster, and is made whole on every device.
+    """
+    sharding = _explicit_sharding(like)
+    if sharding is None:
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.random.normal(key, like.shape, like.dtype, out_sharding=sharding)
+
+
+def _explicit_sharding(like: Array) -> Any:
+    """The sharding that is part of an array's type, on meshes with axes of `AxisType.Explicit`."""
+    sharding = getattr(jax.typeof(like), "sharding", None)
+    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if jax.sharding.AxisType.Explicit in kinds else None
+
+
+def draw(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
+    """One draw, in the parameters' own dtype; points are the trained values themselves."""
+
+    def move(m: Array, d: Array) -> Array:
+        return (jnp.asarray(m, statistics_dtype(m)) + d).astype(jnp.result_type(m))
+
+    moved = jax.tree.map(move, free_mean(posterior), deviation(key, posterior, sign))
+    return fill(moved, posterior.mean)

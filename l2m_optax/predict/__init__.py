@@ -1,0 +1,30 @@
+"""From a posterior to predictions: draws, exact variances, integrals over a softmax, serving."""
+
+from l2m_optax.predict._draws import apply_ensemble
+from l2m_optax.predict._exact import linearized_regression
+from l2m_optax.predict._serving import Predictive
+from l2m_optax.predict._softmax import (
+    laplace_bridge,
+    mean_field_0,
+    mean_field_1,
+    mean_field_2,
+    probit,
+)
+from l2m_optax.predict._summaries import Classification, Regression, heteroscedastic_regression
+from l2m_optax.predict._tabulate import VarianceTable, tabulate
+
+__all__ = [
+    "Classification",
+    "Predictive",
+    "Regression",
+    "VarianceTable",
+    "apply_ensemble",
+    "heteroscedastic_regression",
+    "laplace_bridge",
+    "linearized_regression",
+    "mean_field_0",
+    "mean_field_1",
+    "mean_field_2",
+    "probit",
+    "tabulate",
+]

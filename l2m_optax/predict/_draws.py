@@ -1,0 +1,136 @@
+"""Outputs of a network under many parameter draws, wherever the draws come from."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import check_count, check_hashable, complaint, path_name
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.posterior._sampling import draw, keys_and_signs
+
+
+def apply_ensemble(
+    apply_fn: ApplyFn, draws: PyTree, inputs: PyTree, *, chunk_size: int | None = None
+) -> Array:
+    """The outputs of `apply_fn` for each of S stacked parameter trees.
+
+    The draws may be samples of a posterior, the members of a deep ensemble, or any other stack.
+    Compiled once for each `apply_fn` object: define it once, not inside a loop.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable, as functions and methods are.
+      draws: a tree whose leaves have a leading axis of size S.
+      inputs: what `apply_fn` takes.
+      chunk_size: draws run side by side; `None` for all of them. Memory grows with it.
+
+    Returns:
+      Outputs with a leading axis of size S.
+
+    Raises:
+      ValueError: if the leading axes differ, or `chunk_size` is below 1.
+      TypeError: if `apply_fn` is not hashable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> stacked, inputs = jnp.ones((5, 3, 2)), jnp.ones((7, 3))
+      >>> l2m.predict.apply_ensemble(lambda w, x: x @ w, stacked, inputs).shape
+      (5, 7, 2)
+    """
+    _check_stacked(draws)
+    check_hashable("apply_fn", apply_fn)
+    return _apply_ensemble(apply_fn, draws, inputs, chunk_size)
+
+
+def monte_carlo(
+    key: Array,
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    *,
+    num_samples: int,
+    chunk_size: int | None = None,
+    antithetic: bool = False,
+) -> Array:
+    r"""Outputs $f(x, \theta_s)$ of the network for draws $\theta_s$ of the posterior.
+
+    Draws are made as they are used: at most `chunk_size` of them exist at a time. With the prior
+    of the evidence a diagonal posterior under-fits here; prefer `linearized` unless the
+    temperature was tuned for this predictive.
+
+    Args:
+      key: a key of `jax.random`.
+      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      posterior: a `Posterior`.
+      inputs: what `apply_fn` takes.
+      num_samples: S, number of draws.
+      chunk_size: draws run side by side; `None` for all of them.
+      antithetic: draw mirror images, as in `sample`.
+
+    Returns:
+      Outputs with a leading axis of size S: those of ``predict.apply_ensemble(apply_fn, draws,
+      inputs)`` with ``draws = sample(key, posterior, num_samples)``.
+
+    Raises:
+      ValueError: if `num_samples` or `chunk_size` is below 1.
+      TypeError: if `apply_fn` is not hashable.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 2)))
+      >>> posterior = l2m.laplace(jnp.zeros((3, 2)), moment, num_data=100, batch_size=10)
+      >>> f = lambda w, x: x @ w
+      >>> l2m.monte_carlo(jax.random.key(0), f, posterior, jnp.ones((7, 3)), num_samples=4).shape
+      (4, 7, 2)
+    """
+    check_count("num_samples", num_samples)
+    check_hashable("apply_fn", apply_fn)
+    return _monte_carlo(key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _apply_ensemble(
+    apply_fn: ApplyFn, draws: PyTree, inputs: PyTree, chunk_size: int | None
+) -> Array:
+    return over_draws(lambda params: apply_fn(params, inputs), draws, chunk_size)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4, 5, 6))
+def _monte_carlo(
+    key: Array,
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    num_samples: int,
+    chunk_size: int | None,
+    antithetic: bool,
+) -> Array:
+    def one(key_and_sign: tuple[Array, Array]) -> Array:
+        return apply_fn(draw(key_and_sign[0], posterior, key_and_sign[1]), inputs)
+
+    return over_draws(one, keys_and_signs(key, num_samples, antithetic), chunk_size)
+
+
+def over_draws(f, stacked: PyTree, chunk_size: int | None) -> Array:  # type: ignore[no-untyped-def]
+    """`f` vmapped over a leading axis, at most `chunk_size` entries at a time."""
+    if chunk_size is None:
+        return jax.vmap(f)(stacked)
+    check_count("chunk_size", chunk_size)
+    return jax.lax.map(f, stacked, batch_size=chunk_size)
+
+
+def _check_stacked(draws: PyTree) -> None:
+    """Refuse draws whose leading axes differ."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(draws)
+    first = jnp.shape(paths_and_leaves[0][1])[:1] if paths_and_leaves else ()
+    for path, leaf in paths_and_leaves:
+        if not first or jnp.shape(leaf)[:1] != first:
+            expected = f"a leading axis of draws, {first}, as in the first leaf"
+            remedy = "stack the parameter trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)"
+            got = f"shape {jnp.shape(leaf)}"
+            raise ValueError(complaint(path_name(path, "draws"), expected, got, remedy))

@@ -1,0 +1,140 @@
+"""A network around its mean, one example at a time: what the exact variances are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.trees import fill
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.jacobians._program import Program, trace
+from l2m_optax.jacobians._roots import Uses, roots, run, spread
+from l2m_optax.jacobians._uses import find_uses
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+
+
+class Jacobian(NamedTuple):
+    """The Jacobian of one example's outputs, unevaluated.
+
+    Attributes:
+      program: outputs of one example from the leaves that are no points.
+      uses: how each of these leaves is squared.
+      shape: of one example's outputs.
+    """
+
+    program: Program
+    uses: Uses
+    shape: tuple[int, ...]
+
+    @property
+    def entries(self) -> int:
+        """About how many numbers exist at a time for each example and output."""
+        sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]
+        return sum(use.size for use in self.uses) + max(sizes, default=0)
+
+
+def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jacobian:
+    """The Jacobian with respect to what is no point, traced for one of `inputs`.
+
+    Raises:
+      TypeError: if the outputs are no single real floating-point array.
+      ValueError: if they have no batch axis.
+    """
+    mean = free_mean(posterior)
+    leaves, treedef = jax.tree.flatten(mean)
+    shape: list[tuple[int, ...]] = []
+
+    def outputs_of(leaves: list[Array], example: PyTree) -> Array:
+        batch = jax.tree.map(lambda x: x[None], example)
+        params = fill(jax.tree.unflatten(treedef, leaves), posterior.mean)
+        outputs = apply_fn(params, batch)
+        _check_outputs(outputs)
+        shape.append(outputs.shape[1:])
+        return jnp.ravel(outputs)
+
+    example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], inputs))
+    program = trace(outputs_of, leaves, example)
+    return Jacobian(program, find_uses(program, len(leaves)), shape[0])
+
+
+def at(
+    jacobian: Jacobian, posterior: Posterior, example: PyTree
+) -> tuple[Callable[[Array], list[Array]], list[Array]]:
+    r"""For one example, functions r and arrays s of the same shape, a pair for each leaf.
+
+    The entry $(k, l)$ of $J \Sigma J^\top$ is $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
+    """
+    program, uses, leaves = jacobian.program, jacobian.uses, jax.tree.leaves(free_mean(posterior))
+    flat = jax.tree.leaves(example)
+    outputs, pull, kept = jax.vjp(
+        lambda probes: run(program, uses, leaves, probes, flat),
+        [use.probe(leaf) for use, leaf in zip(uses, leaves, strict=True)],
+        has_aux=True,
+    )
+
+    def roots_of(k: Array) -> list[Array]:
+        # An index out of range, which cannot be refused under `jit`, gives NaN.
+        unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
+        unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
+        # On meshes with explicit axes the sharding is part of the type: that of the outputs.
+        (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
+        return roots(uses, cotangents, kept)
+
+    return roots_of, spread(uses, jax.tree.leaves(free_variance(posterior)), kept)
+
+
+def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
+    """How far the outputs of a few inputs together are from those of each alone, relatively."""
+    few = jax.tree.map(lambda x: x[:4], inputs)
+    together = apply_fn(posterior.mean, few)
+    alone = jax.vmap(lambda x: apply_fn(posterior.mean, jax.tree.map(lambda y: y[None], x))[0])(few)
+    # One example has no spread of its own, by which it may have been divided.
+    alone = jnp.where(jnp.isnan(alone) & ~jnp.isnan(together), jnp.inf, alone)
+    return jnp.max(jnp.abs(together - alone)) / jnp.max(jnp.abs(together))
+
+
+def check_independent(coupling: Array) -> None:
+    """Refuse networks in which one example's outputs depend on others; traced numbers pass.
+
+    Raises:
+      ValueError: if `coupling` is more than rounding.
+    """
+    if is_concrete(coupling) and coupling > 0.02:
+        got = f"outputs that change by {float(coupling):.0%} when an example is alone in its batch"
+        remedy = "use the running statistics of batch normalisation (train=False)"
+        expected = "outputs of an example that depend on that example only"
+        raise ValueError(complaint("apply_fn", expected, got, remedy))
+
+
+def _check_outputs(outputs: Any) -> None:
+    remedy = "return the outputs alone: lambda params, x: model.apply(params, x)"
+    if not isinstance(outputs, jax.Array) or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        got = str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", outputs))
+        raise TypeError(complaint("apply_fn", "one array of real outputs", got, remedy))
+    if outputs.shape[:1] != (1,):
+        got = f"shape {outputs.shape} for a single example"
+        raise ValueError(complaint("apply_fn", "outputs with a batch axis", got, remedy))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of an error in a user's function where it came from.
+
+    Raises:
+      ValueError: if the function holds a tracer of another transformation.
+    """
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        got = "one that holds a tracer of another transformation"
+        remedy = "pass what it needs with the params or the inputs"
+        expected = "a function of params and inputs alone"
+        raise ValueError(complaint("apply_fn", expected, got, remedy)) from error
+    except Exception as error:
+        error.add_note("raised while apply_fn(params, inputs) was traced on a batch of one example")
+        raise

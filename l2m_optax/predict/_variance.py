@@ -1,0 +1,213 @@
+"""The exact variances and covariances of the linearised outputs, J Σ Jᵀ, without a draw."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.checks import (
+    check_batched,
+    check_count,
+    check_hashable,
+    complaint,
+    is_concrete,
+)
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._jacobian import at, check_independent, coupling, explained, jacobian_of
+
+_ENTRIES = 2**23
+"""How many entries of cotangents may exist at a time, unless `chunk_size` says otherwise."""
+
+
+def output_variance(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    *,
+    chunk_size: int | None = None,
+    outputs: Array | None = None,
+) -> Array:
+    r"""The diagonal of $J(x) \Sigma J(x)^\top$, exactly, for every input and output.
+
+    It is what the variance of `linearized` over infinitely many draws would be:
+    $\sum_p J_{kp}(x)^2\, T / (F_p + \delta_p)$ for output $k$. Layers that meet their weights once
+    an example (dense layers, embeddings) need no Jacobian: with layer input a and cotangent d of
+    its output, $\sum_{ij} (a_i d_{kj})^2 \sigma_{ij}^2 = \sum_j d_{kj}^2 (a^2 \sigma^2)_j$. Of
+    other leaves the gradient of each example and output is formed, a chunk at a time;
+    `predict.tabulate` says of which.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> outputs``, in which each example's outputs depend on
+        that example only; hashable.
+      posterior: a `Posterior`.
+      inputs: a tree of arrays with a leading axis of N examples.
+      chunk_size: examples side by side; by default as many as keep cotangents under 32 MiB. Where
+        one example's do not fit, its outputs are taken in turns.
+      outputs: indices of the outputs that are wanted, of shape (k,) for all inputs or (N, k) for
+        each; `apply_fn` then has outputs of shape (N, K). All of them by default.
+
+    Returns:
+      Variances in the shape of the outputs, or (N, k); float32 at least.
+
+    Raises:
+      ValueError: if `inputs` have no common leading axis, `chunk_size` is below 1, `outputs` are
+        out of range, or one example's outputs depend on others (batch statistics in training mode).
+      TypeError: if `apply_fn` is not hashable or returns no single array, or `outputs` are no
+        integers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 2)))
+      >>> posterior = l2m.laplace(jnp.zeros((3, 2)), moment, num_data=2, batch_size=1)
+      >>> l2m.output_variance(lambda w, x: x @ w, posterior, jnp.ones((1, 3)))
+      Array([[1., 1.]], dtype=float32)
+    """
+    return _over_inputs(_variances, apply_fn, posterior, inputs, outputs, chunk_size)
+
+
+def output_covariance(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    *,
+    chunk_size: int | None = None,
+    outputs: Array | None = None,
+) -> Array:
+    r"""The block $J(x) \Sigma J(x)^\top$ of every input, exactly: its diagonal and the rest.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      posterior: a `Posterior`.
+      inputs: a tree of arrays with a leading axis of N examples.
+      chunk_size: as in `output_variance`.
+      outputs: as in `output_variance`.
+
+    Returns:
+      Covariances of shape (N, K, K), or (N, k, k); for outputs of more axes these stand twice.
+      Float32 at least.
+
+    Raises:
+      ValueError: as `output_variance`.
+      TypeError: as `output_variance`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 1)))
+      >>> posterior = l2m.laplace(jnp.zeros((3, 1)), moment, num_data=2, batch_size=1)
+      >>> f = lambda w, x: x @ w @ jnp.array([[1.0, 2.0]])
+      >>> l2m.output_covariance(f, posterior, jnp.ones((1, 3)))
+      Array([[[1., 2.],
+              [2., 4.]]], dtype=float32)
+    """
+    return _over_inputs(_covariances, apply_fn, posterior, inputs, outputs, chunk_size)
+
+
+RootsOf = Callable[[Array], list[Array]]
+Reduce = Callable[[RootsOf, list[Array], Array, int, tuple[int, ...]], Array]
+
+
+def _variances(
+    roots_of: RootsOf, spreads: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
+) -> Array:
+    def variance(k: Array) -> Array:
+        parts = zip(roots_of(k), spreads, strict=True)
+        return functools.reduce(jnp.add, [jnp.vdot(jnp.square(r), s) for r, s in parts])
+
+    return jax.lax.map(variance, chosen, batch_size=width).reshape(shape)
+
+
+def _covariances(
+    roots_of: RootsOf, spreads: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
+) -> Array:
+    def covariance(r: Array, s: Array) -> Array:
+        flat = r.reshape(len(chosen), -1)
+        return (flat * jnp.ravel(s)) @ flat.T
+
+    roots = jax.lax.map(roots_of, chosen, batch_size=width)
+    return functools.reduce(jnp.add, map(covariance, roots, spreads)).reshape(shape + shape)
+
+
+def _over_inputs(
+    reduce: Reduce,
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    outputs: Array | None,
+    chunk_size: int | None,
+) -> Array:
+    check_hashable("apply_fn", apply_fn)
+    check_batched(inputs)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    if outputs is not None and not jnp.issubdtype(jnp.result_type(outputs), jnp.integer):
+        remedy = "pass indices, such as those of jax.lax.top_k"
+        raise TypeError(complaint("outputs", "integers", str(jnp.result_type(outputs)), remedy))
+    with explained():
+        reduced, size, coupled = _compiled(reduce, apply_fn, posterior, inputs, outputs, chunk_size)
+    check_independent(coupled)
+    _check_in_range(outputs, size)
+    return reduced
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5))
+def _compiled(
+    reduce: Reduce,
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    outputs: Array | None,
+    chunk_size: int | None,
+) -> tuple[Array, int, Array]:
+    jacobian = jacobian_of(apply_fn, posterior, inputs)
+    number, size = len(jax.tree.leaves(inputs)[0]), math.prod(jacobian.shape)
+    shape, chosen = jacobian.shape, jnp.broadcast_to(jnp.arange(size), (number, size))
+    if outputs is not None:
+        chosen = _chosen(jnp.asarray(outputs), jacobian.shape, number)
+        shape = chosen.shape[1:]
+    chunk, width = _chunks(jacobian.entries, chosen.shape[1], number, chunk_size)
+
+    def one(example_and_chosen: tuple[PyTree, Array]) -> Array:
+        example, chosen = example_and_chosen
+        return reduce(*at(jacobian, posterior, example), chosen, width, shape)
+
+    reduced = jax.lax.map(one, (inputs, chosen), batch_size=chunk)
+    return reduced, size, coupling(apply_fn, posterior, inputs)
+
+
+def _chunks(entries: int, outputs: int, inputs: int, chunk_size: int | None) -> tuple[int, int]:
+    """How many examples, and how many outputs of each, are taken side by side."""
+    if chunk_size is None:
+        most = max(1, _ENTRIES // (entries * outputs))
+        chunk_size = math.ceil(inputs / math.ceil(inputs / most))  # in equal parts
+    return chunk_size, min(outputs, max(1, _ENTRIES // (entries * chunk_size)))
+
+
+def _chosen(outputs: Array, shape: tuple[int, ...], number: int) -> Array:
+    """Indices of the wanted outputs of each input."""
+    if len(shape) != 1:
+        remedy = "leave `outputs` out, or ravel the outputs in apply_fn"
+        got = f"outputs of shape {(number, *shape)}"
+        raise ValueError(complaint("apply_fn", "outputs of shape (N, K)", got, remedy))
+    if outputs.ndim not in (1, 2) or (outputs.ndim == 2 and len(outputs) != number):
+        remedy = "pass the same indices for all inputs, or a row for each"
+        expected = f"shape (k,) or ({number}, k)"
+        raise ValueError(complaint("outputs", expected, str(outputs.shape), remedy))
+    return jnp.broadcast_to(outputs, (number, outputs.shape[-1]))
+
+
+def _check_in_range(outputs: Array | None, size: int) -> None:
+    if outputs is None or not is_concrete(outputs):
+        return
+    indices = np.asarray(outputs)
+    if np.any((indices < 0) | (indices >= size)):
+        got = f"{indices.min()} to {indices.max()}"
+        expected = f"indices from 0 to {int(size) - 1}"
+        raise ValueError(complaint("outputs", expected, got, "count outputs from 0"))

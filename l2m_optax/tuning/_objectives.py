@@ -1,0 +1,165 @@
+"""What a posterior is judged by on observed data: each way of predicting, as a sum over examples.
+
+A *loss* here is a function of log T that returns the sum over a batch. What does not depend on T,
+the outputs and their spread at T = 1, is computed before it is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.checks import complaint
+from l2m_optax._support.types import ApplyFn, Array, Likelihood, PyTree
+from l2m_optax.likelihoods import categorical, gaussian
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._draws import monte_carlo
+from l2m_optax.predict._linearized import output_deviations
+from l2m_optax.predict._softmax import mean_field_2
+from l2m_optax.predict._variance import output_covariance, output_variance
+
+Loss: TypeAlias = Callable[[Array], Array]
+
+
+class Objective(NamedTuple):
+    """What is to be minimised, hashable, so that it can name a compiled program.
+
+    Attributes:
+      apply_fn: the network.
+      name: "nll", the log of the mean over draws, or "elbo", the mean of the log.
+      kind: how to predict, see `tune`.
+      labels: whether the targets are classes.
+      likelihood: `None` for that of the targets.
+      num_samples: number of draws.
+      chunk_size: draws or inputs side by side.
+    """
+
+    apply_fn: ApplyFn
+    name: str
+    kind: str
+    labels: bool
+    likelihood: Likelihood | None
+    num_samples: int
+    chunk_size: int | None
+
+    def resolved(self) -> Objective:
+        """The same with ways of predicting that need no draws taken where there are such.
+
+        Raises:
+          ValueError: if the name or the kind is unknown, or there is no closed form.
+        """
+        _check_one_of("objective", self.name, ("nll", "elbo"))
+        _check_one_of("kind", self.kind, tuple(_LOSSES))
+        gaussian_by_default = self.likelihood is None and not self.labels
+        if self.kind == "linearized" and gaussian_by_default:
+            return self._replace(kind="closed_form")
+        of_labels = self.labels and self.name == "nll" and self.likelihood is None
+        if self.kind == "closed_form" and not (gaussian_by_default or of_labels):
+            got = f"objective={self.name!r} of " + ("a likelihood" if self.likelihood else "labels")
+            remedy = "pass kind='linearized', which takes draws"
+            raise ValueError(
+                complaint("kind='closed_form'", "an objective that has one", got, remedy)
+            )
+        return self
+
+    def loss(self, posterior: Posterior, key: Array, inputs: PyTree, y: Array) -> Loss:
+        """The loss of a batch; the posterior's own temperature plays no part."""
+        unit = posterior._replace(temperature=jnp.ones(()))
+        return _LOSSES[self.kind](self, unit, key, inputs, y)
+
+
+def _linearized(
+    objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
+) -> Loss:
+    outputs, deviations = output_deviations(
+        key,
+        objective.apply_fn,
+        posterior,
+        inputs,
+        objective.num_samples,
+        objective.chunk_size,
+        antithetic=True,
+    )
+    return lambda log_temperature: _of_draws(
+        objective, posterior, outputs + jnp.exp(0.5 * log_temperature) * deviations, y
+    )
+
+
+def _monte_carlo(
+    objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
+) -> Loss:
+    def loss(log_temperature: Array) -> Array:
+        outputs = monte_carlo(
+            key,
+            objective.apply_fn,
+            posterior._replace(temperature=jnp.exp(log_temperature)),
+            inputs,
+            num_samples=objective.num_samples,
+            chunk_size=objective.chunk_size,
+            antithetic=True,
+        )
+        return _of_draws(objective, posterior, outputs, y)
+
+    return loss
+
+
+def _closed_form(
+    objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
+) -> Loss:
+    del key  # no draws
+    apply_fn, chunk_size = objective.apply_fn, objective.chunk_size
+    outputs = apply_fn(posterior.mean, inputs)
+    if objective.labels:
+        covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
+
+        def of_labels(log_temperature: Array) -> Array:
+            probs = mean_field_2(outputs, jnp.exp(log_temperature) * covariance)
+            chosen = jnp.take_along_axis(probs, y[:, None], axis=-1)
+            # The least normal number stands for what underflowed: one input must not decide.
+            return -jnp.sum(jnp.log(jnp.maximum(chosen, np.finfo(probs.dtype).tiny)))
+
+        return of_labels
+    epistemic = output_variance(apply_fn, posterior, inputs, chunk_size=chunk_size)
+    noise = posterior.noise_variance
+
+    def of_numbers(log_temperature: Array) -> Array:
+        spread = jnp.exp(log_temperature) * epistemic
+        if objective.name == "nll":
+            return -jnp.sum(gaussian(outputs, y, noise + spread))
+        return -jnp.sum(gaussian(outputs, y, noise) - 0.5 * spread / noise)
+
+    return of_numbers
+
+
+_LOSSES = {"linearized": _linearized, "monte_carlo": _monte_carlo, "closed_form": _closed_form}
+
+
+def _of_draws(objective: Objective, posterior: Posterior, outputs: Array, y: Array) -> Array:
+    """Outputs (S, N, ...) and targets to a sum over observations."""
+    if objective.likelihood is not None:
+        log_probs = objective.likelihood(outputs, y)
+    elif objective.labels:
+        log_probs = categorical(outputs, y)
+    else:
+        log_probs = gaussian(outputs, y, posterior.noise_variance)
+    if objective.name == "elbo":
+        return -jnp.sum(jnp.mean(log_probs, axis=0))
+    return -jnp.sum(mean_over_draws(log_probs))
+
+
+def mean_over_draws(log_probs: Array) -> Array:
+    """The logarithm of the mean probability over the first axis."""
+    mean = jax.nn.logsumexp(log_probs, axis=0) - math.log(len(log_probs))
+    # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
+    return jnp.where(jnp.any(jnp.isnan(log_probs), axis=0), jnp.nan, mean)
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        remedy = "pass one of these names"
+        raise ValueError(complaint(name, f"one of {', '.join(allowed)}", repr(value), remedy))

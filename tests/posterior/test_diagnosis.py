@@ -1,0 +1,111 @@
+"""What `diagnose` says, against shares known by construction and gradients made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import train_linear
+
+import l2m_optax as l2m
+
+STEPS = 6_000
+
+
+def half_mean(residuals):
+    return 0.5 * jnp.mean(jnp.square(residuals))
+
+
+@pytest.fixture(scope="module")
+def trained(regression):
+    """A converged state, and one at fixed weights far from the mode."""
+    annealed = optax.adam(optax.cosine_decay_schedule(2e-2, STEPS))
+    # One draw of mu is itself noisy; b1=0.99 averages 199 batches where 0.9 averages 19.
+    fixed = optax.chain(optax.scale_by_adam(b1=0.99), optax.scale(0.0))
+    results = {}
+    for name, tx in {"converged": annealed, "far": fixed}.items():
+        params, state = train_linear(tx, regression, half_mean, batch_size=16, steps=STEPS, seed=0)
+        moment = l2m.second_moment(state, params, tx=tx)
+        posterior = l2m.laplace(
+            params, moment, num_data=2000, batch_size=16, loss_scale=regression.noise_variance
+        )
+        results[name] = posterior, moment
+    return results
+
+
+def exact_share(data, params):
+    per_example = np.asarray(-data.x * (data.y - data.x @ params["w"])[:, None], np.float64)
+    mean_square = np.sum(per_example.mean(0) ** 2)
+    noise = np.sum(per_example.var(0)) / 16 * (2000 - 16) / 1999
+    return mean_square / (mean_square + noise)
+
+
+@pytest.mark.parametrize("state", ["converged", "far"])
+def test_share_of_the_mean_gradient(regression, trained, state):
+    posterior, moment = trained[state]
+    expected = exact_share(regression, posterior.mean)
+    diagnosis = l2m.diagnose(posterior, moment)
+    np.testing.assert_allclose(diagnosis.total.mean_gradient, expected, atol=0.1)
+    warned = any("the mean gradient is" in text for text in diagnosis.warnings())
+    assert warned == (state == "far")
+
+
+def test_reference_is_the_per_example_gradients(regression, trained):
+    posterior, moment = trained["converged"]
+
+    def loss_fn(params, example):
+        x, y = example
+        return 0.5 * jnp.square(y - x @ params["w"]) / regression.noise_variance
+
+    data = (regression.x, regression.y)
+    fisher = l2m.jacobians.empirical_fisher(loss_fn, posterior.mean, data, num_data=2000)
+    grads = jax.vmap(jax.grad(loss_fn), (None, 0))(posterior.mean, data)["w"]
+    np.testing.assert_allclose(fisher["w"], jnp.sum(jnp.square(grads), axis=0), rtol=1e-4)
+    total = l2m.diagnose(posterior, moment, reference=fisher).total
+    ours = np.asarray(l2m.posterior.data_precision(posterior)["w"], np.float64)
+    exact = np.asarray(fisher["w"], np.float64)
+    np.testing.assert_allclose(total.ratio, ours.sum() / exact.sum(), rtol=1e-4)
+    correlation = np.corrcoef(np.log(ours), np.log(exact))[0, 1]
+    np.testing.assert_allclose(total.log_correlation, correlation, atol=1e-4)
+
+
+def test_shares_counts_and_sums():
+    params = {"a": jnp.zeros(4), "b": jnp.zeros(2)}
+    moment = l2m.SecondMoment(
+        nu={"a": jnp.array([0.0, 0.0, 1.0, 1e-4]), "b": jnp.ones(2)}, count=30, decay=0.9
+    )
+    posterior = l2m.laplace(params, moment, num_data=101, batch_size=1, prior_precision=1.0)
+    diagnosis = l2m.diagnose(posterior)
+    a, b, total = diagnosis.leaves["['a']"], diagnosis.leaves["['b']"], diagnosis.total
+    assert (float(a.zeros), float(a.prior_dominated)) == (0.5, 0.75)
+    assert (float(b.zeros), float(b.prior_dominated)) == (0.0, 0.0)
+    np.testing.assert_allclose(total.zeros, 2 / 6, rtol=1e-6)
+    np.testing.assert_allclose(
+        total.effective, l2m.tuning.effective_parameters(posterior), rtol=1e-6
+    )
+    np.testing.assert_allclose(diagnosis.window, 19.0, rtol=1e-5)
+    text = str(diagnosis)
+    assert "averages 19 batches" in text
+    assert "33% of the second moments are exactly 0" in text
+    assert len({len(line) for line in text.splitlines()[:4]}) == 1
+
+
+def test_points_are_left_out_and_everything_can_be_traced(posterior):
+    last = l2m.restrict(posterior, "head")
+    diagnosis = jax.jit(l2m.diagnose)(last)
+    assert set(diagnosis.leaves) == {"['head']['bias']", "['head']['kernel']"}
+    np.testing.assert_allclose(
+        diagnosis.total.effective, l2m.tuning.effective_parameters(last), rtol=1e-5
+    )
+    assert "total" in str(diagnosis)
+
+
+def test_a_wrong_scale_is_warned_of(posterior):
+    reference = jax.tree.map(lambda f: 10.0 * f, l2m.posterior.data_precision(posterior))
+    warnings = l2m.diagnose(posterior, reference=reference).warnings()
+    assert any("F is 0.1 times the reference" in text for text in warnings)
+
+
+def test_a_reference_of_another_shape_is_refused(posterior):
+    with pytest.raises(ValueError, match=r"reference\['body'\]"):
+        l2m.diagnose(posterior, reference={"head": posterior.mean["head"]})
