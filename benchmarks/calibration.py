@@ -109,19 +109,19 @@ def tuned(posterior, data) -> Iterator[tuple[str, l2m.posterior.Posterior, tuple
     posterior = l2m.fit_prior_precision(posterior).posterior
     yield "evidence", posterior, KINDS
     draws = {"objective": "elbo", "num_samples": 8}
-    by_elbo = l2m.tune(posterior, apply_fn, *training, **draws).posterior
+    by_elbo = l2m.tune(apply_fn, posterior, *training, **draws).posterior
     yield "ELBO over T", by_elbo, KINDS[:1]
-    by_elbo = l2m.tune(posterior, apply_fn, *training, over=both, **draws).posterior
+    by_elbo = l2m.tune(apply_fn, posterior, *training, over=both, **draws).posterior
     yield "ELBO over T and δ", by_elbo, KINDS[:1]
-    by_draws = l2m.tune(posterior, apply_fn, *validation).posterior
+    by_draws = l2m.tune(apply_fn, posterior, *validation).posterior
     yield "tuned T (v)", by_draws, KINDS[:3]
-    own = l2m.tune(posterior, apply_fn, *validation, kind="monte_carlo", chunk_size=8).posterior
+    own = l2m.tune(apply_fn, posterior, *validation, kind="monte_carlo", chunk_size=8).posterior
     yield "tuned T (v), Monte Carlo its own", own, KINDS[3:]
-    own = l2m.tune(posterior, apply_fn, *validation, kind="closed_form").posterior
+    own = l2m.tune(apply_fn, posterior, *validation, kind="closed_form").posterior
     yield "tuned T (v), mean field its own", own, KINDS[2:3]
-    by_draws = l2m.tune(posterior, apply_fn, *validation, over=both).posterior
+    by_draws = l2m.tune(apply_fn, posterior, *validation, over=both).posterior
     yield "tuned T and δ (v)", by_draws, KINDS[:1]
-    own = l2m.tune(posterior, apply_fn, *validation, over=both, kind="closed_form").posterior
+    own = l2m.tune(apply_fn, posterior, *validation, over=both, kind="closed_form").posterior
     yield "tuned T and δ (v), mean field its own", own, KINDS[2:3]
 
 

@@ -51,7 +51,13 @@ MODULES = {  # and the tests that look at each
     "predict/_tabulate": ["predict/test_variance"],
     "predict/_variance": ["predict/test_variance", "predict/test_draws", "test_refusals"],
     "tuning/_evidence": ["tuning/test_prior", "posterior/test_posterior", "test_contracts"],
+    "tuning/_bracket": ["tuning/test_prior", "test_contracts"],
+    "tuning/_data": ["tuning", "test_refusals"],
+    "tuning/_groups": ["tuning/test_prior", "test_refusals"],
+    "tuning/_mode": ["tuning"],
+    "tuning/_noise": ["tuning/test_noise", "test_refusals"],
     "tuning/_prior": ["tuning/test_prior", "posterior/test_posterior", "test_refusals"],
+    "tuning/_targets": ["tuning/test_targets", "test_refusals"],
 }
 OTHERS = ["decisions", "jacobians", "metrics", "moments", "tuning", "predict/test_serving"]
 OTHERS += ["test_linear_regression"]

@@ -89,7 +89,7 @@ def l2m_prediction(tx, params, state, data: Split) -> Prediction:
     posterior = l2m.laplace(
         params, moment, num_data=len(data.x), batch_size=BATCH_SIZE, loss_scale=2.0
     )
-    posterior, info = l2m.fit_noise_variance(posterior, data.y - apply_fn(params, data.x))
+    posterior, info = l2m.fit_noise_variance(apply_fn, posterior, data.x, data.y)
     variance = l2m.output_variance(apply_fn, posterior, data.x_test)
     mean = np.asarray(apply_fn(params, data.x_test), np.float64)
     return Prediction(mean, np.asarray(variance, np.float64) + float(info.value))

@@ -139,18 +139,18 @@ class Case(NamedTuple):
 def leave_one_out(case: Case) -> float:
     """`fit_temperature`; 0 stands for the mode."""
     info = l2m.fit_temperature(
-        case.posterior,
         apply_fn,
+        case.posterior,
         *case.few,
         num_data=len(case.task.train.y),
         trained=case.whole,
     ).info
-    return 0.0 if info.edge else float(info.value)
+    return float(info.value)
 
 
 def validation(case: Case) -> float:
-    info = l2m.tune(case.posterior, apply_fn, *case.task.validation, num_samples=DRAWS).info
-    return 0.0 if info.edge else float(info.value)
+    info = l2m.tune(apply_fn, case.posterior, *case.task.validation, num_samples=DRAWS).info
+    return float(info.value)
 
 
 def full_covariance(case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -160,10 +160,7 @@ def run_seed(seed, frozen, adapted):
     x_val, y_val = windows(held[:20_000], 64)
     x, y = windows(held[20_000:], 256)
 
-    def flattened(adapters, tokens):
-        return apply_fn(adapters, tokens).reshape(-1, 256)
-
-    tuned = l2m.tune(posterior, flattened, x_val, y_val.ravel(), num_samples=8, chunk_size=1)
+    tuned = l2m.tune(apply_fn, posterior, x_val, y_val, num_samples=8, chunk_size=1)
 
     @jax.jit
     def of(posterior, x):

@@ -35,7 +35,8 @@ from l2m_optax.predict._variance import output_covariance, output_variance
 from l2m_optax.transforms._expose import expose_second_moment
 from l2m_optax.transforms._track import track_second_moment
 from l2m_optax.tuning._leave_one_out import fit_temperature
-from l2m_optax.tuning._prior import fit_noise_variance, fit_prior_precision
+from l2m_optax.tuning._noise import fit_noise_variance
+from l2m_optax.tuning._prior import fit_prior_precision
 from l2m_optax.tuning._validation import tune
 
 __all__ = [

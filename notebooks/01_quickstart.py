@@ -260,7 +260,7 @@ def last_layer(members: list[Trained]) -> l2m.predict.Classification:
 def all_layers(members: list[Trained]) -> l2m.predict.Classification:
     posterior = posterior_of(members[0].params, members[0].opt_state)
     posterior = l2m.fit_prior_precision(posterior).posterior
-    posterior = l2m.tune(posterior, apply_fn, x_val, y_val).posterior
+    posterior = l2m.tune(apply_fn, posterior, x_val, y_val).posterior
     key = jax.random.key(0)
     return l2m.classification(l2m.linearized(key, apply_fn, posterior, x_both, num_samples=64))
 
@@ -340,7 +340,7 @@ def gaussian_posterior(task: Task, trained: Trained, x, y) -> l2m.posterior.Post
     posterior = l2m.laplace(
         params, moment, num_data=len(x), batch_size=task.batch_size, loss_scale=2.0
     )
-    return l2m.fit_noise_variance(posterior, y - task.model.apply(params, x)).posterior
+    return l2m.fit_noise_variance(task.model.apply, posterior, x, y).posterior
 
 
 def gaussian_prediction(

@@ -90,7 +90,7 @@ whole = l2m.laplace(params, moment, num_data=TRAIN, batch_size=BATCH)
 last, _ = l2m.fit_prior_precision(l2m.restrict(whole, "layers_4"))
 
 whole, _ = l2m.fit_prior_precision(whole)
-whole, tuned = l2m.tune(whole, apply_fn, x_val, y_val)
+whole, tuned = l2m.tune(apply_fn, whole, x_val, y_val)
 print(f"temperature over all layers: {float(tuned.value):.3g}")
 
 members, _ = jax.vmap(train)(jax.random.split(jax.random.key(1), 5))

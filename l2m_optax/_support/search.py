@@ -21,58 +21,80 @@ _MAX_STEPS = 20
 
 
 class Minimum(NamedTuple):
-    """Where the least value was found.
+    """Where a search ended.
 
     Attributes:
       point: coordinates, shape (d,).
-      spacing: of the last grid, shape (d,).
-      edge: whether the best of the first grid lay on its rim, by coordinate, shape (d,); for an
-        axis of a single point false.
+      value: what was found there; infinite or NaN if no value was finite.
+      low: whether a coordinate lies on its lower bound, shape (d,); false where it cannot move.
+      high: the same for the upper bound.
+      converged: whether the last step was short, shape ().
       evaluations: number of points looked at.
     """
 
     point: Array
-    spacing: Array
-    edge: Array
+    value: Array
+    low: Array
+    high: Array
+    converged: Array
     evaluations: int
 
 
 def zoom(losses: Callable[[Sequence[Array]], Array], axes: Sequence[Array], rounds: int) -> Minimum:
     """The best of a grid, then of a finer one between its neighbours, and so on.
 
+    Of equal values the first wins. NaN wins against nothing.
+
     Args:
       losses: the values on the grid of d axes, in an array of d axes.
-      axes: the first grid; an axis of one point stays as it is.
+      axes: the first grid, rising, whose ends are the bounds; an axis of one point stays as it is.
       rounds: number of grids, at least 1.
     """
     shape = tuple(len(axis) for axis in axes)
-    edge = jnp.zeros(len(axes), bool)
-    for number in range(rounds):
+    first, last = ends(axes)
+    for _ in range(rounds):
         values = losses(axes)
-        # NaN is no loss at all: it must not win.
-        best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
-        at = jnp.unravel_index(best, shape)
+        values = jnp.where(jnp.isnan(values), jnp.inf, values)
+        at = jnp.unravel_index(jnp.argmin(values), shape)
         point = jnp.stack([axis[i] for axis, i in zip(axes, at, strict=True)])
-        spacing = jnp.stack([axis[-1] - axis[0] for axis in axes]) / jnp.maximum(
-            jnp.array(shape) - 1, 1
-        )
-        if number == 0:
-            rim = [(i == 0) | (i == n - 1) for i, n in zip(at, shape, strict=True)]
-            found = jnp.isfinite(values.ravel()[best])
-            edge = (jnp.stack(rim) | ~found) & (jnp.array(shape) > 1)
-        axes = [
-            axis
-            if n == 1
-            else jnp.linspace(axis[jnp.maximum(i - 1, 0)], axis[jnp.minimum(i + 1, n - 1)], n)
-            for axis, i, n in zip(axes, at, shape, strict=True)
-        ]
-    return Minimum(point, spacing, edge, rounds * math.prod(shape))
+        finest = spacing(axes)
+        axes = [_between_neighbours(axis, i) for axis, i in zip(axes, at, strict=True)]
+    value = jnp.min(values)
+    # A minimum between the bound and its neighbour is found by a finer grid: the last one decides.
+    found = jnp.isfinite(value)
+    low, high = (found & (jnp.abs(point - end) < 0.5 * finest) for end in (first, last))
+    return Minimum(point, value, low, high, found, rounds * math.prod(shape))
+
+
+def ends(axes: Sequence[Array]) -> tuple[Array, Array]:
+    """The first and the last points of all axes, two arrays of shape (d,)."""
+    return jnp.stack([axis[0] for axis in axes]), jnp.stack([axis[-1] for axis in axes])
+
+
+def spacing(axes: Sequence[Array]) -> Array:
+    """The distance of neighbours on each axis, shape (d,); 0 on an axis of one point."""
+    gaps = jnp.array([max(len(axis) - 1, 1) for axis in axes])
+    first, last = ends(axes)
+    return jnp.where(first == last, 0.0, last - first) / gaps
+
+
+def _between_neighbours(axis: Array, i: Array) -> Array:
+    """As many points as before, from the left neighbour of the i-th to the right one."""
+    number = len(axis)
+    if number == 1:
+        return axis
+    return jnp.linspace(axis[jnp.maximum(i - 1, 0)], axis[jnp.minimum(i + 1, number - 1)], number)
 
 
 def rounds_for(low: float, high: float, points: int) -> int:
-    """How many grids it takes until the spacing is two per cent."""
+    """How many grids of at least 4 points it takes until the spacing is two per cent."""
     first = (high - low) / (points - 1)
     return 1 + max(0, math.ceil(math.log(first / _RESOLUTION) / math.log((points - 1) / 2)))
+
+
+def rounding(value: Array) -> Array:
+    """By how much two sums of this size may differ although they should be equal."""
+    return 4 * float(np.finfo(value.dtype).eps) * jnp.abs(value)
 
 
 class _State(NamedTuple):
@@ -86,29 +108,13 @@ class _State(NamedTuple):
     done: Array
 
 
-class Descent(NamedTuple):
-    """Where Newton's method ended.
-
-    Attributes:
-      point: shape (d,).
-      edge: whether a coordinate lies on a bound, shape (d,).
-      converged: whether the last step was below 1e-4 in every coordinate.
-      steps: number of steps looked at.
-    """
-
-    point: Array
-    edge: Array
-    converged: Array
-    steps: int
-
-
 def newton(
     derivatives: Callable[[Array], tuple[Array, Array, Array]],
     start: Array,
     reach: Array,
     bounds: tuple[Array, Array],
-) -> Descent:
-    """The minimum below `start`, by damped steps.
+) -> Minimum:
+    """The minimum below `start`, by damped steps; it has converged when a step is below 1e-4.
 
     Levenberg's damping: a step that does not descend is not taken, and the next one is shorter.
 
@@ -129,7 +135,7 @@ def newton(
         gradient = jnp.where(moves, state.gradient, 0.0)
         step = -vectors @ ((vectors.T @ gradient) / stiffness)
         step = step / jnp.maximum(1.0, jnp.max(jnp.where(moves, jnp.abs(step) / reach, 0.0)))
-        return jnp.clip(state.point + step, *bounds)
+        return jnp.where(moves, jnp.clip(state.point + step, *bounds), state.point)
 
     state = _State(start, *derivatives(start), jnp.zeros(()), jnp.zeros((), bool))
     steps = 0
@@ -138,9 +144,8 @@ def newton(
         proposal = propose(state)
         value, gradient, hessian = derivatives(proposal)
         # What differs by rounding alone is no ascent: near the minimum the gradient knows better.
-        rounding = 4 * float(np.finfo(value.dtype).eps) * jnp.abs(value)
-        better = (value <= state.value + rounding) & ~state.done
-        small = jnp.max(jnp.abs(proposal - state.point)) < _TOLERANCE
+        better = (value <= state.value + rounding(value)) & ~state.done
+        small = jnp.all((jnp.abs(proposal - state.point) < _TOLERANCE) | ~moves)
         damping = jnp.where(better, state.damping / 10, 10 * state.damping + 0.01)
         new = _State(proposal, value, gradient, hessian, damping, state.done)
         kept = state._replace(damping=damping)
@@ -148,5 +153,9 @@ def newton(
         state = state._replace(done=state.done | small)
         if is_concrete(state.done) and bool(state.done):
             break
-    edge = moves & ((state.point <= bounds[0]) | (state.point >= bounds[1]))
-    return Descent(state.point, edge, state.done, steps)
+    found = jnp.isfinite(state.value)
+    low, high = (
+        found & moves & (state.point <= bounds[0]),
+        found & moves & (state.point >= bounds[1]),
+    )
+    return Minimum(state.point, state.value, low, high, state.done & found, steps + 1)

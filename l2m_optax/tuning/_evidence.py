@@ -25,7 +25,7 @@ def log_evidence(posterior: Posterior, log_likelihood: ArrayLike = 0.0) -> Array
         constant in δ, which is enough to compare priors.
 
     Returns:
-      A scalar, float32 at least; points add nothing.
+      A scalar, float32 at least; fixed leaves add nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ def effective_parameters(posterior: Posterior) -> Array:
       posterior: a `Posterior`.
 
     Returns:
-      A scalar between 0 and the number of parameters that are no points.
+      A scalar between 0 and the number of free parameters.
 
     Example:
       >>> import jax.numpy as jnp

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
+from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import Array
 from l2m_optax.posterior._posterior import Posterior
 
@@ -12,11 +14,11 @@ class FitInfo(NamedTuple):
     """How a fit went.
 
     Attributes:
-      value: what was found: a scalar, or a dict of scalars by group.
-      iterations: number of steps taken, int32 of shape ().
-      converged: whether the value is a maximum to within 1e-5 in its logarithm.
-      edge: whether the search ran to a bound of its range, so that there is no maximum; then
-        `value` is what the posterior had before.
+      value: what the posterior now has: a scalar, or a dict of scalars by group or by name.
+      iterations: number of steps or candidates, int32 of shape ().
+      converged: whether the value is a maximum to within the tolerance of the search.
+      edge: whether the search ran to a bound of its range, or found nothing finite, so that there
+        is no maximum. A temperature of 0, the mode, is such a bound.
     """
 
     value: Any
@@ -35,3 +37,11 @@ class Fit(NamedTuple):
 
     posterior: Posterior
     info: FitInfo
+
+
+def warn_if(
+    happened: Array, where: str, expected: str, got: str, remedy: str, stacklevel: int = 3
+) -> None:
+    """Tell the caller of a public function what a fit could not do; silent under `jit`."""
+    if is_concrete(happened) and bool(happened):
+        warnings.warn(complaint(where, expected, got, remedy), UserWarning, stacklevel=stacklevel)

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import check_batched, check_count, check_hashable, complaint
-from l2m_optax._support.search import rounds_for, zoom
+from l2m_optax._support.checks import check_batched, check_count, complaint
+from l2m_optax._support.search import Minimum, rounds_for, zoom
 from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.likelihoods import categorical
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 from l2m_optax.predict._jacobian import check_independent, coupling, jacobian_of
 from l2m_optax.predict._linearized import output_deviations
-from l2m_optax.tuning._fit import Fit, FitInfo
+from l2m_optax.tuning._data import check_call
+from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
+from l2m_optax.tuning._mode import Verdict, judge, temperature_after
 from l2m_optax.tuning._objectives import mean_over_draws
-from l2m_optax.tuning._observations import check_targets
+from l2m_optax.tuning._targets import are_labels, check_targets, shape_of_outputs
 
 _FOLDS = 5
 _NUM_SAMPLES = 32
@@ -34,14 +37,13 @@ _ENTRIES = 2**23
 
 
 def fit_temperature(
-    posterior: Posterior,
     apply_fn: ApplyFn,
+    posterior: Posterior,
     inputs: PyTree,
     labels: ArrayLike,
     *,
     num_data: int,
     trained: Posterior | None = None,
-    key: Array | None = None,
     chunk_size: int | None = None,
 ) -> Fit:
     r"""The temperature that predicts training labels best, each approximately left out.
@@ -53,9 +55,10 @@ def fit_temperature(
     with $H = \tfrac{N}{n'} \sum_j J_j^\top \Lambda_j J_j$ over n' other inputs and
     $\Lambda = \mathrm{diag}(p) - p p^\top$: a full matrix, which knows what ties weights together,
     in the directions that these inputs show, and the diagonal F in all others. The temperature is
-    then found as in `tune`, with these logits and the draws of `posterior` around them. Four fifths
-    of the inputs serve the other fifth, in turns. A network that leaves no residuals
-    $p_i - y_i$ gets a temperature of nearly zero.
+    then found as in `tune`, with these logits and the draws of `posterior` around them, from
+    ``jax.random.key(0)``. Four fifths of the inputs serve the other fifth, in turns. T = 0, the
+    trained parameters alone, is a candidate too, and is what a network that leaves no residuals
+    $p_i - y_i$ gets.
 
     Where H and F both count what the data say, S is up to half too small; where neither does, too
     large. It is a heuristic, studied in docs/temperature.md: with 300 inputs for up to 5,000 data,
@@ -65,29 +68,31 @@ def fit_temperature(
     leaves.
 
     Args:
-      posterior: a `Posterior`, its prior fitted; its own temperature plays no part.
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (n, K); hashable.
+      posterior: a `Posterior`, its prior fitted; its own temperature plays no part.
       inputs: n training inputs, drawn at random; a few hundred, N/30 at least. Memory grows with
         (n·K)², time with (n·K)³: at n·K = 3,000 the matrix takes 36 MB.
       labels: their classes, integers of shape (n,).
       num_data: N, the number of training examples, as in `laplace`.
       trained: the posterior over all leaves that were trained, its prior fitted, where `posterior`
-        is a restricted one; without it the leaves that are points count as fixed from the start,
-        and T comes out too small. By default `posterior`.
-      key: a key of `jax.random` for the draws; the same for every call unless given.
+        is a restricted one; without it the fixed leaves count as never trained, and T comes out too
+        small. By default `posterior`.
       chunk_size: columns of the matrix worked on at a time, for each of which a tangent of the
         parameters exists; by default as many as keep these under 32 MiB. No Jacobian is formed.
 
     Returns:
-      A `Fit` whose ``info.value`` is T. If the best T is a bound (1e-5 or 1e3) or there is none,
-      ``info.edge`` is true and the posterior's temperature is left as it was: use the trained
-      parameters alone.
+      A `Fit` whose ``info.value`` is T. If the mode predicts the left-out labels as well as any T,
+      that is 0, which every function takes as exactly the trained parameters, and ``info.edge`` is
+      true. ``info.edge`` is true as well, and outside of `jit` a `UserWarning` is given, if the
+      best T is the upper bound 1e3, which is kept, or if no candidate is finite: then the
+      temperature is left as it was.
 
     Raises:
       ValueError: if shapes do not match, labels are out of range, there are fewer than 10 inputs or
         more than `num_data`, `trained` has other parameters, or one example's outputs depend on
         others.
-      TypeError: if `labels` are no integers, `apply_fn` is not hashable, or a number is no integer.
+      TypeError: if the arguments are in another order, `labels` are no integers, `apply_fn` is not
+        hashable, or a number is no integer.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -98,7 +103,7 @@ def fit_temperature(
       >>> moment = l2m.SecondMoment(nu=0.02 * jnp.ones((3, 2)))
       >>> posterior = l2m.laplace(too_sure, moment, num_data=100, batch_size=10)
       >>> f = lambda w, x: x @ w
-      >>> posterior, info = l2m.fit_temperature(posterior, f, x, y, num_data=100)
+      >>> posterior, info = l2m.fit_temperature(f, posterior, x, y, num_data=100)
       >>> print(bool(info.value > 1), info.converged)
       True True
 
@@ -106,42 +111,63 @@ def fit_temperature(
       Rad & Maleki, A scalable estimate of the out-of-sample prediction error via approximate
       leave-one-out cross-validation (2020); Nickl et al., The memory-perturbation equation (2023).
     """
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_batched(inputs)
     number = len(jax.tree.leaves(inputs)[0])
     check_count("examples in inputs", number, 2 * _FOLDS)
     check_count("num_data", num_data, number)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        remedy = "pass class numbers; for regression use fit_noise_variance at temperature 1"
-        raise TypeError(complaint("labels", "integers", str(jnp.result_type(labels)), remedy))
-    check_targets(apply_fn, posterior, inputs, labels)
+    labels = _check_labels(shape_of_outputs(apply_fn, posterior.mean, inputs), labels)
     trained = posterior if trained is None else trained
     align(trained.mean, posterior.mean, "trained.mean")
-    key = jax.random.key(0) if key is None else key
     unit = posterior._replace(temperature=jnp.ones(()))
-    value, steps, edge, coupled = _fit(
-        unit, trained, apply_fn, inputs, jnp.asarray(labels), key, num_data, chunk_size
-    )
+    best, verdict, coupled = _fit(unit, trained, apply_fn, inputs, labels, num_data, chunk_size)
     check_independent(coupled)
-    kept = jnp.where(edge, posterior.temperature, value)
-    return Fit(posterior._replace(temperature=kept), FitInfo(kept, steps, ~edge, edge))
+    _warn(best, verdict)
+    value = temperature_after(verdict, best.point[0], posterior.temperature)
+    edge = best.low[0] | best.high[0] | verdict.mode | verdict.lost
+    steps = jnp.asarray(best.evaluations, jnp.int32)
+    return Fit(posterior._replace(temperature=value), FitInfo(value, steps, ~edge, edge))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 6, 7))
+def _check_labels(outputs: Any, labels: ArrayLike) -> Array:
+    """One class number for each input."""
+    if not are_labels(labels):
+        remedy = "pass class numbers; for regression use fit_noise_variance at temperature 1"
+        raise TypeError(complaint("labels", "integers", str(jnp.result_type(labels)), remedy))
+    if len(outputs.shape) != 2:
+        remedy = "use tune, or let apply_fn return one label's logits for each input"
+        raise ValueError(complaint("apply_fn", "logits (n, K)", f"shape {outputs.shape}", remedy))
+    labels = jnp.asarray(labels)
+    check_targets(outputs, labels)
+    return labels
+
+
+def _warn(best: Minimum, verdict: Verdict) -> None:
+    """Say that the mode did not win where there is no best temperature either."""
+    expected = "a finite loss"
+    remedy = "look for NaN in the inputs, the params and the second moment"
+    warn_if(verdict.lost, "temperature", expected, "none, and leaves it as it was", remedy, 4)
+    expected = f"a best value between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}"
+    remedy = "look whether these labels belong to these inputs, and at the prior precision"
+    for end, at in (("lower", best.low[0]), ("upper", best.high[0])):
+        got = f"the {end} bound, and keeps it"
+        warn_if(at & ~verdict.mode, "temperature", expected, got, remedy, 4)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 5, 6))
 def _fit(
     posterior: Posterior,
     trained: Posterior,
     apply_fn: ApplyFn,
     inputs: PyTree,
     labels: Array,
-    key: Array,
     num_data: int,
     chunk_size: int | None,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Minimum, Verdict, Array]:
     outputs, deviations = output_deviations(
-        key, apply_fn, posterior, inputs, _NUM_SAMPLES, antithetic=True
+        jax.random.key(0), apply_fn, posterior, inputs, _NUM_SAMPLES, antithetic=True
     )
     gram = joint_covariance(trained, apply_fn, inputs, chunk_size)
     left_out = leave_out(gram, outputs, labels, num_data)
@@ -153,8 +179,8 @@ def _fit(
     low, high = map(math.log, _BOUNDS)
     grid, rounds = jnp.linspace(low, high, _POINTS), rounds_for(low, high, _POINTS)
     best = zoom(lambda axes: jax.lax.map(loss, axes[0]), [grid], rounds)
-    steps = jnp.asarray(best.evaluations, jnp.int32)
-    return jnp.exp(best.point[0]), steps, best.edge[0], coupling(apply_fn, posterior, inputs)
+    verdict = judge(best, -jnp.mean(categorical(left_out, labels)))
+    return best, verdict, coupling(apply_fn, posterior, inputs)
 
 
 def leave_out(gram: Array, logits: Array, labels: Array, num_data: int) -> Array:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_count, check_hashable, complaint
-from l2m_optax._support.search import Descent, newton, rounds_for, zoom
-from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
+from l2m_optax._support.checks import check_count, check_positive
+from l2m_optax._support.search import Minimum
+from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.tuning._fit import Fit, FitInfo
-from l2m_optax.tuning._objectives import Loss, Objective
-from l2m_optax.tuning._observations import Observations
-from l2m_optax.tuning._variational import kl_divergence
-
-_BOUNDS = {"prior_precision": (1e-4, 1e8), "temperature": (1e-5, 1e3)}
-_POINTS = {1: 17, 2: 9}
-"""Points of an axis of the grid, by the number of axes."""
-
-_Derivatives: TypeAlias = tuple[Array, Array, Array]
-"""A value, its gradient and its Hessian."""
+from l2m_optax.tuning._candidates import Problem, minimize, mode_loss
+from l2m_optax.tuning._data import Dataset, check_call, check_objective
+from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
+from l2m_optax.tuning._limits import Bounds, Logs, limits_of, names_of
+from l2m_optax.tuning._mode import Verdict, judge, temperature_after
+from l2m_optax.tuning._objectives import Objective
 
 
 def tune(
-    posterior: Posterior,
     apply_fn: ApplyFn,
+    posterior: Posterior,
     inputs: PyTree | Iterable[Any],
     targets: ArrayLike | None = None,
     *,
@@ -37,7 +30,6 @@ def tune(
     objective: str = "nll",
     kind: str = "linearized",
     likelihood: Likelihood | None = None,
-    key: Array | None = None,
     num_samples: int = 32,
     bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
     chunk_size: int | None = None,
@@ -46,30 +38,34 @@ def tune(
 
     With $\Sigma(\delta, T) = T / (F + \delta)$ the objective is the negative log-likelihood of the
     predictive, $-\sum_i \log \overline{p(y_i | f_s(x_i))}$, the mean being that over draws. The
-    same draws serve every candidate and every batch (common random numbers), so that candidates
-    differ by what they are and not by luck. A logarithmic grid is evaluated in one compiled call
-    for each batch, and refined around its best: by finer grids, or for ``kind="closed_form"``,
-    which has no draws and is smooth, by Newton's method with exact derivatives.
+    same draws, from ``jax.random.key(0)``, serve every candidate, every batch and every call
+    (common random numbers), so that candidates differ by what they are and not by luck. A
+    logarithmic grid is evaluated in one compiled call for each batch, and refined around its best:
+    by finer grids, or for ``kind="closed_form"``, which has no draws and is smooth, by Newton's
+    method with exact derivatives. For ``objective="nll"`` the trained parameters alone, T = 0, are
+    a candidate too, so that what is returned predicts these data no worse than they do.
 
     Args:
-      posterior: a `Posterior`; what is tuned plays no part in where the search starts.
       apply_fn: ``apply_fn(params, inputs) -> outputs``: logits of shape (N, K) for classification,
-        means for regression; hashable.
+        or (N, ..., K) for several labels an input, such as one for each token; means for
+        regression; hashable.
+      posterior: a `Posterior`; what is tuned plays no part in where the search starts.
       inputs: validation inputs; or, without `targets`, a loader of (inputs, targets) pairs that
         can be iterated over several times, of which one batch at a time is in memory.
-      targets: integer labels of shape (N,), or real targets in the shape of the outputs, whose
-        Gaussian likelihood has the variance ``posterior.noise_variance``.
+      targets: integer labels in the shape of the outputs without their last axis, each of which is
+        predicted on its own; or real targets in the shape of the outputs, whose Gaussian
+        likelihood has the variance ``posterior.noise_variance``.
       over: ``"temperature"``, ``"prior_precision"`` (one value for all leaves), or both.
       objective: ``"nll"``, or ``"elbo"`` for users without validation data: `inputs` are then all
         the *training* data, and what is minimised is
         $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
       kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
-        ``"closed_form"`` uses exact covariances, with `mean_field_2` for labels. Real targets with
-        their default likelihood need no draws for ``"linearized"`` either, so the two are one.
+        ``"closed_form"`` uses exact covariances, with `mean_field_2` for one label an input. Real
+        targets with their default likelihood need no draws for ``"linearized"`` either, so the two
+        are one.
       likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,
         outputs with an axis of draws in front, such as `likelihoods.heteroscedastic_gaussian`;
         hashable. By default what `targets` says.
-      key: a key of `jax.random`; the same for every call unless given, so that results repeat.
       num_samples: number of draws.
       bounds: lowest and highest value, or a dict of such pairs by name. By default 1e-5 to 1e3 for
         the temperature and 1e-4 to 1e8 for the prior precision.
@@ -77,14 +73,21 @@ def tune(
 
     Returns:
       A `Fit` whose ``info.value`` is what was found: a scalar, or a dict by name where `over` is a
-      sequence; ``info.edge`` likewise. If a best value is a bound, its ``info.edge`` is true and
-      the posterior is left as it was: at the lower bound of the temperature, the data prefer the
-      trained parameters alone. ``info.iterations`` counts candidates.
+      sequence; ``info.edge`` likewise. Where there is no best value, ``info.edge`` is true:
+
+      - If the trained parameters alone are as good as the best candidate, T is 0, which every
+        function takes as exactly these; a prior precision plays no part there and stays.
+      - A T on a bound is kept. A prior precision on a bound is kept where T was tuned with it, and
+        left as it was where it was tuned alone.
+      - If no candidate is finite, the posterior is left as it was.
+
+      Outside of `jit` the last two give a `UserWarning`. ``info.iterations`` counts candidates.
 
     Raises:
       ValueError: if shapes do not match, labels are out of range, there are no data, a loader ends
         early or can be used only once, or an argument is none of those named.
-      TypeError: if `apply_fn` is not hashable, or a loader does not yield pairs.
+      TypeError: if the arguments are in another order, `apply_fn` is not hashable, or a loader does
+        not yield pairs.
       FloatingPointError: if the outputs of the trained parameters hold NaN.
 
     Example:
@@ -94,191 +97,67 @@ def tune(
       >>> y = 2.0 * jax.random.normal(jax.random.key(1), (200, 1))
       >>> moment = l2m.SecondMoment(nu=jnp.zeros((1, 1)).at[0].set(1e-9))
       >>> posterior = l2m.laplace(jnp.zeros((1, 1)), moment, num_data=100, batch_size=1)
-      >>> posterior, info = l2m.tune(posterior, lambda w, x: x @ w, x, y)
+      >>> posterior, info = l2m.tune(lambda w, x: x @ w, posterior, x, y)
       >>> print(bool(info.value > 1.0), info.edge)
       True False
     """
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_count("num_samples", num_samples)
-    names = _names(over)
-    limits = _limits(names, bounds)
-    data = Observations(apply_fn, posterior, inputs, targets, likelihood)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    names = names_of(over)
+    limits = limits_of(names, bounds)
+    if "temperature" not in names:
+        remedy = "at temperature 0 no prior plays a part: tune both"
+        check_positive("posterior.temperature", posterior.temperature, remedy)
+    data = Dataset(apply_fn, posterior, inputs, targets, likelihood)
     goal = Objective(
         apply_fn, objective, kind, data.labels, likelihood, num_samples, chunk_size
     ).resolved()
-    problem = _Problem(goal, tuple(name in names for name in _BOUNDS))
-    key = jax.random.key(0) if key is None else key
-    best = _minimize(problem, posterior, data, key, limits)
-    places = {name: i for i, name in enumerate(_BOUNDS) if name in names}
-    found = {name: jnp.exp(best.point[i]) for name, i in places.items()}
-    edges = {name: best.edge[i] for name, i in places.items()}
-    fit = _as_fit(posterior, found, edges, best.converged, best.steps)
+    check_objective(data, kind, likelihood)
+    problem = Problem(goal, "prior_precision" in names)
+    best = minimize(problem, posterior, data, limits)
+    takes_mode = objective == "nll" and "temperature" in names
+    verdict = judge(best, mode_loss(problem, posterior, data) if takes_mode else jnp.inf)
+    _warn(best, verdict, limits)
+    fit = _as_fit(posterior, names, best, verdict)
     if not isinstance(over, str):
         return fit
-    value, converged, edge = (x[over] for x in (fit.info.value, fit.info.converged, edges))
-    return Fit(fit.posterior, FitInfo(value, fit.info.iterations, converged, edge))
+    return Fit(fit.posterior, FitInfo(*(x[over] if isinstance(x, dict) else x for x in fit.info)))
 
 
-def _minimize(
-    problem: _Problem,
-    posterior: Posterior,
-    data: Observations,
-    key: Array,
-    limits: dict[str, tuple[float, float]],
-) -> Descent:
-    """The best of grids that zoom in; of one grid, and Newton's method, if there are no draws."""
-
-    def losses(axes: Sequence[Array]) -> Array:
-        sums = data.total(lambda x, y: _on_grid(problem, posterior, tuple(axes), key, x, y))
-        return (sums + _penalty_on_grid(problem, posterior, tuple(axes))) / data.size
-
-    def derivatives(point: Array) -> _Derivatives:
-        sums = data.total(lambda x, y: _around(problem, posterior, point, key, x, y))
-        penalty = _penalty_around(problem, posterior, point)
-        return jax.tree.map(lambda a, b: (a + b) / data.size, sums, penalty)
-
-    smooth, points = problem.objective.kind == "closed_form", _POINTS[len(limits)]
-    low, high = max(limits.values(), key=lambda pair: pair[1] / pair[0])
-    axes = _axes(posterior, limits, points)
-    rounds = 1 if smooth else rounds_for(math.log(low), math.log(high), points)
-    best = zoom(losses, axes, rounds)
-    if not smooth:
-        return Descent(best.point, best.edge, jnp.array(True), best.evaluations)
-    corners = jnp.stack([axis[0] for axis in axes]), jnp.stack([axis[-1] for axis in axes])
-    descent = newton(derivatives, best.point, best.spacing, corners)
-    return descent._replace(edge=best.edge | descent.edge, steps=best.evaluations + descent.steps)
-
-
-class _Problem(NamedTuple):
-    """What is minimised, and over which of prior precision and temperature; hashable."""
-
-    objective: Objective
-    tuned: tuple[bool, ...]
-
-    def candidate(self, posterior: Posterior, log_prior: Array) -> Posterior:
-        if not self.tuned[0]:
-            return posterior
-        return posterior._replace(prior_precision=jnp.exp(log_prior))
-
-    def loss(
-        self, posterior: Posterior, log_prior: Array, key: Array, inputs: PyTree, y: Array
-    ) -> Loss:
-        return self.objective.loss(self.candidate(posterior, log_prior), key, inputs, y)
-
-    def penalty(self, posterior: Posterior, point: Array) -> Array:
-        """What the objective holds besides a sum over data."""
-        if self.objective.name == "nll":
-            return jnp.zeros(())
-        candidate = self.candidate(posterior, point[0])
-        return kl_divergence(candidate._replace(temperature=jnp.exp(point[1])))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _on_grid(
-    problem: _Problem,
-    posterior: Posterior,
-    axes: tuple[Array, ...],
-    key: Array,
-    inputs: PyTree,
-    y: Array,
-) -> Array:
-    """The sum over a batch for every pair of a prior precision and a temperature."""
-    log_priors, log_temperatures = axes
-
-    def at(log_prior: Array) -> Array:
-        loss = problem.loss(posterior, log_prior, key, inputs, y)
-        return jax.lax.map(loss, log_temperatures)
-
-    return jax.lax.map(at, log_priors)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _around(
-    problem: _Problem,
-    posterior: Posterior,
-    point: Array,
-    key: Array,
-    inputs: PyTree,
-    y: Array,
-) -> _Derivatives:
-    """The sum over a batch at a point, its gradient and its Hessian."""
-    return _derivatives(lambda p: problem.loss(posterior, p[0], key, inputs, y)(p[1]), point)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _penalty_on_grid(problem: _Problem, posterior: Posterior, axes: tuple[Array, ...]) -> Array:
-    points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-    penalty = functools.partial(problem.penalty, posterior)
-    return jax.lax.map(lambda row: jax.lax.map(penalty, row), points)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _penalty_around(problem: _Problem, posterior: Posterior, point: Array) -> _Derivatives:
-    return _derivatives(functools.partial(problem.penalty, posterior), point)
-
-
-def _derivatives(function: Callable[[Array], Array], point: Array) -> _Derivatives:
-    """Forward over forward: two coordinates are cheaper to push than to pull."""
-
-    def with_gradient(p: Array) -> tuple[Array, tuple[Array, Array]]:
-        gradient = jax.jacfwd(function)(p)
-        return gradient, (function(p), gradient)
-
-    hessian, (value, gradient) = jax.jacfwd(with_gradient, has_aux=True)(point)
-    return value, gradient, hessian
-
-
-def _as_fit(
-    posterior: Posterior,
-    found: dict[str, Array],
-    edges: dict[str, Array],
-    converged: Array,
-    candidates: int,
-) -> Fit:
-    """The posterior with what was found, or as it was if that lies on an edge."""
-    edge = functools.reduce(jnp.logical_or, edges.values())
-
-    def kept(before: Any, value: Array) -> Any:
-        return jax.tree.map(lambda b: jnp.where(edge, b, value), before)
-
-    posterior = posterior._replace(
-        **{name: kept(getattr(posterior, name), value) for name, value in found.items()}
+def _as_fit(posterior: Posterior, names: tuple[str, ...], best: Minimum, verdict: Verdict) -> Fit:
+    """The posterior with what is to be kept of the values found."""
+    logs, on_bound = Logs(*best.point), Logs(*(best.low | best.high))
+    stays = verdict.mode | verdict.lost
+    if "temperature" not in names:
+        stays = stays | on_bound.prior_precision
+    prior = jnp.exp(logs.prior_precision)
+    after = posterior._replace(
+        temperature=temperature_after(verdict, logs.temperature, posterior.temperature),
+        prior_precision=jax.tree.map(
+            lambda before: jnp.where(stays, before, prior), posterior.prior_precision
+        ),
     )
-    values = {name: getattr(posterior, name) for name in found}
-    at_maximum = {name: converged & ~at_edge for name, at_edge in edges.items()}
-    steps = jnp.asarray(candidates, jnp.int32)
-    return Fit(posterior, FitInfo(values, steps, at_maximum, edges))
+    values = {name: getattr(after, name) for name in names}
+    edges = {name: getattr(on_bound, name) | verdict.mode | verdict.lost for name in names}
+    converged = {name: best.converged & ~edge for name, edge in edges.items()}
+    steps = jnp.asarray(best.evaluations, jnp.int32)
+    return Fit(posterior._replace(**values), FitInfo(values, steps, converged, edges))
 
 
-def _axes(posterior: Posterior, limits: dict[str, tuple[float, float]], points: int) -> list[Array]:
-    """The first grid; where the search stays, what the posterior has (of a tree it is not used)."""
-    here = {"prior_precision": jnp.ones(()), "temperature": posterior.temperature}
-    axes = {name: jnp.log(jnp.atleast_1d(value)) for name, value in here.items()}
-    for name, (low, high) in limits.items():
-        axes[name] = jnp.linspace(math.log(low), math.log(high), points)
-    return list(axes.values())
+def _warn(best: Minimum, verdict: Verdict, limits: Bounds) -> None:
+    """Say what was found on a bound, unless it is the mode."""
+    where = " and ".join(limits)
+    remedy = "look whether these targets belong to these inputs, and at their likelihood"
+    left, kept = "and leaves it as it was", "and keeps it"
+    warn_if(verdict.lost, where, "a finite loss", f"none, {left}", remedy, 4)
+    low, high = Logs(*best.low), Logs(*best.high)
+    for name, bounds in limits.items():
+        then = left if name == "prior_precision" and len(limits) == 1 else kept
+        expected = f"a best value between {bounds[0]:g} and {bounds[1]:g}"
+        for end, at in (("lower", getattr(low, name)), ("upper", getattr(high, name))):
+            warn_if(at & ~verdict.mode, name, expected, f"the {end} bound, {then}", _WIDER, 4)
 
 
-def _names(over: str | Sequence[str]) -> tuple[str, ...]:
-    names = (over,) if isinstance(over, str) else tuple(over)
-    if not names or len(set(names)) < len(names) or not set(names) <= set(_BOUNDS):
-        remedy = "pass one of these, or both"
-        raise ValueError(complaint("over", f"names among {', '.join(_BOUNDS)}", str(over), remedy))
-    return names
-
-
-def _limits(
-    names: tuple[str, ...],
-    bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None,
-) -> dict[str, tuple[float, float]]:
-    given = bounds if isinstance(bounds, Mapping) else {} if bounds is None else {names[0]: bounds}
-    if (bounds is not None and not isinstance(bounds, Mapping) and len(names) > 1) or not set(
-        given
-    ) <= set(names):
-        remedy = "pass bounds={name: (low, high), ...} for what is in over"
-        raise ValueError(complaint("bounds", f"pairs for {', '.join(names)}", str(bounds), remedy))
-    for pair in given.values():
-        if not 0 < pair[0] < pair[1] < math.inf:
-            remedy = "pass the lowest and the highest value"
-            raise ValueError(complaint("bounds", "0 < low < high", str(pair), remedy))
-    return {name: given.get(name, _BOUNDS[name]) for name in names}
+_WIDER = "pass wider bounds=, or look whether these targets belong to these inputs"

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_count, check_hashable
+from l2m_optax._support.checks import check_count
 from l2m_optax._support.trees import broadcast, total
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_deviation, free_variance
 from l2m_optax.tuning._objectives import Objective
-from l2m_optax.tuning._observations import Observations
+from l2m_optax.tuning._data import Dataset, check_call, check_objective
 
 
 @jax.jit
@@ -28,7 +28,7 @@ def kl_divergence(posterior: Posterior) -> Array:
       posterior: a `Posterior`.
 
     Returns:
-      A scalar in nats, float32 at least; points add nothing.
+      A scalar in nats, float32 at least; fixed leaves add nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,14 +49,14 @@ def kl_divergence(posterior: Posterior) -> Array:
 
 
 def elbo(
-    posterior: Posterior,
+    key: Array,
     apply_fn: ApplyFn,
+    posterior: Posterior,
     inputs: PyTree | Iterable[Any],
     targets: ArrayLike | None = None,
     *,
     kind: str = "linearized",
     likelihood: Likelihood | None = None,
-    key: Array | None = None,
     num_samples: int = 32,
     chunk_size: int | None = None,
 ) -> Array:
@@ -70,18 +70,18 @@ def elbo(
     ``tune(..., objective="elbo")`` maximises it.
 
     Args:
-      posterior: a `Posterior`.
+      key: a key of `jax.random` for the draws; the exact bound for Gaussian noise needs none.
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      posterior: a `Posterior`.
       inputs: all training inputs, or, without `targets`, a loader of (inputs, targets) pairs.
       targets: as in `tune`.
       kind: ``"linearized"`` or ``"monte_carlo"``, as in `tune`.
       likelihood: as in `tune`.
-      key: a key of `jax.random`; the same for every call unless given.
       num_samples: number of draws.
       chunk_size: draws (without draws: inputs) worked on at a time.
 
     Returns:
-      A scalar in nats, float32 at least.
+      A scalar in nats, float32 at least; $-\infty$ at temperature 0.
 
     Raises:
       ValueError: as `tune`.
@@ -91,23 +91,23 @@ def elbo(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import l2m_optax as l2m
-      >>> x = jnp.ones((4, 1))
+      >>> key, x, f = jax.random.key(0), jnp.ones((4, 1)), lambda w, x: x @ w
       >>> moment = l2m.SecondMoment(nu=jnp.ones((1, 1)))
       >>> posterior = l2m.laplace(jnp.zeros((1, 1)), moment, num_data=4, batch_size=1)
-      >>> print(f"{l2m.tuning.elbo(posterior, lambda w, x: x @ w, x, 0.0 * x):.2f}")
+      >>> print(f"{l2m.tuning.elbo(key, f, posterior, x, 0.0 * x):.2f}")
       -4.48
 
     Reference:
       Jordan et al., An introduction to variational methods for graphical models (1999).
     """
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_count("num_samples", num_samples)
-    data = Observations(apply_fn, posterior, inputs, targets, likelihood)
+    data = Dataset(apply_fn, posterior, inputs, targets, likelihood)
     objective = Objective(
         apply_fn, "elbo", kind, data.labels, likelihood, num_samples, chunk_size
     ).resolved()
-    key = jax.random.key(0) if key is None else key
-    loss = data.total(lambda x, y: _loss(objective, posterior, key, x, y), "ELBO")
+    check_objective(data, kind, likelihood)
+    loss = data.sum(lambda x, y: _loss(objective, posterior, key, x, y), "ELBO")
     return -loss - kl_divergence(posterior)
 
 

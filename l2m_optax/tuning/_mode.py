@@ -1,0 +1,34 @@
+"""Temperature 0, which is the mode: it takes part in every search that predicts held-out data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from l2m_optax._support.search import Minimum, rounding
+from l2m_optax._support.types import Array, ArrayLike
+
+
+class Verdict(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+      mode: whether temperature 0 is as good as the best that was found, so that it is taken.
+      lost: whether there is nothing finite, so that all is left as it was.
+    """
+
+    mode: Array
+    lost: Array
+
+
+def judge(best: Minimum, mode_loss: ArrayLike) -> Verdict:
+    """Compare the best of a search with the mode; what differs by rounding alone is equal."""
+    mode = jnp.isfinite(mode_loss) & (mode_loss <= best.value + rounding(best.value))
+    return Verdict(mode, ~mode & ~jnp.isfinite(best.value))
+
+
+def temperature_after(verdict: Verdict, log_temperature: Array, before: ArrayLike) -> Array:
+    """The temperature to keep: 0, what was there before, or what was found."""
+    found = jnp.where(verdict.lost, before, jnp.exp(log_temperature))
+    return jnp.where(verdict.mode, 0.0, found)

@@ -1,0 +1,144 @@
+"""Whether targets fit the outputs of a network, and what to do about them where they do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
+
+
+def shape_of_outputs(apply_fn: ApplyFn, params: PyTree, inputs: PyTree) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the outputs.
+
+    Raises:
+      TypeError: if they are no single array.
+    """
+    outputs = jax.eval_shape(apply_fn, params, inputs)
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        remedy = "return the outputs alone: lambda params, x: model.apply(params, x)[0]"
+        got = f"a {type(outputs).__name__}"
+        raise TypeError(complaint("apply_fn", "one array of outputs", got, remedy))
+    return outputs
+
+
+def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = None) -> int:
+    """Refuse targets that do not fit the outputs, or the likelihood if there is one.
+
+    Class numbers have the shape of the outputs without their last axis; real numbers have the
+    shape of the outputs.
+
+    Args:
+      outputs: what has the shape and the dtype of the outputs.
+      targets: an array.
+      likelihood: as in `tune`.
+
+    Returns:
+      The number of observations.
+
+    Raises:
+      ValueError: if they do not fit, are none, or are out of range.
+    """
+    if math.prod(targets.shape) == 0:
+        got = f"an empty array of shape {targets.shape}"
+        raise ValueError(complaint("targets", "at least one", got, "pass what was observed"))
+    if likelihood is not None:
+        return _check_likelihood(likelihood, outputs, targets)
+    if not _fits(outputs.shape, targets):
+        got = f"{targets.dtype} of shape {targets.shape}"
+        remedy = _remedy(outputs.shape, targets)
+        raise ValueError(complaint("targets", _expected(outputs.shape), got, remedy))
+    if is_concrete(targets):
+        _check_values(outputs.shape, np.asarray(targets))
+    return math.prod(targets.shape)
+
+
+def are_labels(targets: ArrayLike) -> bool:
+    """Whether they are whole numbers by their dtype, and so classes."""
+    return bool(jnp.issubdtype(jnp.result_type(targets), jnp.integer))
+
+
+def are_one_hot(outputs: Any, targets: Array) -> bool:
+    """Whether they are real numbers that hold a single 1 along the last axis, and else 0."""
+    if are_labels(targets) or targets.shape != outputs.shape or not _has_classes(outputs.shape):
+        return False
+    if not is_concrete(targets):
+        return False
+    values = np.asarray(targets)
+    return bool(np.all((values == 0) | (values == 1)) and np.all(np.sum(values, axis=-1) == 1))
+
+
+def _has_classes(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and shape[-1] > 1
+
+
+def _fits(shape: tuple[int, ...], targets: Array) -> bool:
+    if are_labels(targets):
+        return _has_classes(shape) and targets.shape == shape[:-1]
+    return targets.shape == shape and bool(jnp.issubdtype(targets.dtype, jnp.floating))
+
+
+def _expected(shape: tuple[int, ...]) -> str:
+    numbers = f"real numbers of shape {shape}, as the outputs have"
+    return f"class numbers of shape {shape[:-1]} or {numbers}" if _has_classes(shape) else numbers
+
+
+def _remedy(shape: tuple[int, ...], targets: Array) -> str:
+    """One sentence for a mistake that is often made, or else the rule."""
+    got, columns = targets.shape, "let apply_fn return a column for each of them"
+    classes = _has_classes(shape)
+    if targets.dtype == bool:
+        return "pass targets.astype(int) for classes, targets.astype(float) for numbers"
+    if are_labels(targets):
+        mends = {
+            (*shape[:-1], 1): "pass targets[..., 0]",
+            shape: "for one-hot classes pass targets.argmax(-1), for numbers targets.astype(float)",
+        }
+        if not classes:
+            mends = {
+                shape[
+                    :-1
+                ]: f"for numbers pass targets.astype(float)[..., None]; for classes {columns}",
+                shape: f"for numbers pass targets.astype(float); for classes {columns}",
+            }
+    else:
+        mends = {
+            (*shape, 1): "pass targets[..., 0]",
+            shape[:-1]: "pass targets[..., None]",
+        }
+        if classes:
+            mends |= {
+                shape[:-1]: "for classes pass targets.astype(int)",
+                (*shape[:-1], 1): "for classes pass targets[..., 0].astype(int)",
+            }
+    return mends.get(got, f"pass the targets of these {shape[0]} inputs in such a shape")
+
+
+def _check_values(shape: tuple[int, ...], values: np.ndarray) -> None:
+    """Refuse classes that the outputs do not have, and numbers that are none."""
+    if are_labels(values):
+        low, high = values.min(), values.max()
+        if low < 0 or high >= shape[-1]:
+            remedy = "number the classes from 0, as the outputs do"
+            expected = f"labels from 0 to {shape[-1] - 1}"
+            raise ValueError(complaint("targets", expected, f"{low} to {high}", remedy))
+    elif not np.all(np.isfinite(values)):
+        got = f"{np.sum(~np.isfinite(values))} NaN or infinite of {values.size}"
+        raise ValueError(complaint("targets", "numbers", got, "leave out what was not measured"))
+
+
+def _check_likelihood(likelihood: Likelihood, outputs: Any, targets: Array) -> int:
+    """A leading axis of examples, and no more values than outputs: else shapes were broadcast."""
+    values = jax.eval_shape(likelihood, outputs, targets)
+    size = math.prod(values.shape)
+    if values.shape[:1] != outputs.shape[:1] or size > math.prod(outputs.shape):
+        got = f"shape {values.shape} from outputs {outputs.shape} and targets {targets.shape}"
+        expected = f"one value for each observation, a leading axis {outputs.shape[:1]}"
+        remedy = "give the targets the shape that it expects: most often that of the outputs"
+        raise ValueError(complaint("likelihood", expected, got, remedy))
+    return size
