@@ -12,6 +12,7 @@ import l2m_optax as l2m
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(jax.random.key(1), (6, 4))
 LABELS = jnp.arange(6) % 3
+REGRESSION = jax.random.normal(jax.random.key(2), (50, 4)), jnp.ones((50, 3))
 
 FUNCTIONS = {
     "precision": l2m.posterior.precision,
@@ -33,14 +34,14 @@ FUNCTIONS = {
     "log_evidence": l2m.tuning.log_evidence,
     "effective_parameters": l2m.tuning.effective_parameters,
     "fit_prior_precision": l2m.fit_prior_precision,
-    "fit_noise_variance": lambda p: l2m.fit_noise_variance(p, jnp.linspace(-1, 1, 500)),
+    "fit_noise_variance": lambda p: l2m.fit_noise_variance(network, p, *REGRESSION),
     "fit_temperature": lambda p: (
         l2m.fit_temperature(
-            p, network, jnp.tile(INPUTS, (2, 1)), jnp.tile(LABELS, 2), num_data=50
+            network, p, jnp.tile(INPUTS, (2, 1)), jnp.tile(LABELS, 2), num_data=50
         ).info
     ),
-    "tune": lambda p: l2m.tune(p, network, INPUTS, LABELS, num_samples=4).info,
-    "elbo": lambda p: l2m.tuning.elbo(p, network, INPUTS, LABELS, num_samples=4),
+    "tune": lambda p: l2m.tune(network, p, INPUTS, LABELS, num_samples=4).info,
+    "elbo": lambda p: l2m.tuning.elbo(KEY, network, p, INPUTS, LABELS, num_samples=4),
     "kl_divergence": l2m.tuning.kl_divergence,
     "linearized_regression": lambda p: l2m.predict.linearized_regression(network, p, INPUTS),
     "restrict": lambda p: l2m.variance(l2m.restrict(p, "head")),
@@ -129,8 +130,8 @@ def test_float64_is_kept():
         assert l2m.sample(KEY, posterior, 2)["head"]["bias"].dtype == jnp.float64
         fitted, info = l2m.fit_prior_precision(posterior)
         assert bool(info.converged)
-        assert bool(l2m.fit_noise_variance(posterior, jnp.linspace(-1, 1, 500)).info.converged)
-        l2m.tune(fitted, network, jnp.asarray(INPUTS, jnp.float64), LABELS, num_samples=2)
+        assert bool(l2m.fit_noise_variance(network, posterior, *REGRESSION).info.converged)
+        l2m.tune(network, fitted, jnp.asarray(INPUTS, jnp.float64), LABELS, num_samples=2)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_heteroscedastic_network_is_tuned_by_its_own_likelihood(posterior):
     mean, log_variance = pairs(posterior.mean, inputs).T
     noise = jax.random.normal(jax.random.key(3), mean.shape)
     targets = mean + 1.5 * jnp.exp(0.5 * log_variance) * noise
-    info = l2m.tune(posterior, pairs, inputs, targets, **kwargs).info
+    info = l2m.tune(pairs, posterior, inputs, targets, **kwargs).info
     key = jax.random.key(0)
 
     def loss(temperature):

@@ -93,8 +93,12 @@ def test_evidence_finds_the_noise_without_data_to_spare(regression):
     params, state = train_linear(adam(), regression, mean, batch_size=16, steps=STEPS, seed=3)
     moment = l2m.second_moment(state, params, tx=adam())
     posterior = l2m.laplace(params, moment, num_data=2000, batch_size=16, loss_scale=2.0)
-    residuals = regression.y - regression.x @ params["w"]
-    posterior, info = l2m.fit_noise_variance(posterior, residuals)
+
+    def predict(params, x):
+        return x @ params["w"]
+
+    residuals = regression.y - predict(params, regression.x)
+    posterior, info = l2m.fit_noise_variance(predict, posterior, regression.x, regression.y)
     assert bool(info.converged)
     gamma = float(l2m.tuning.effective_parameters(posterior))
     rss = float(jnp.sum(jnp.square(residuals)))

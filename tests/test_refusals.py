@@ -232,23 +232,23 @@ REFUSALS = {
         ValueError,
         "groups: expected a prefix of params",
     ),
-    "no residuals": (
-        lambda: l2m.fit_noise_variance(POSTERIOR, jnp.ones(0)),
+    "no targets": (
+        lambda: l2m.fit_noise_variance(network, POSTERIOR, INPUTS, jnp.ones(0)),
         ValueError,
-        "residuals: expected at least one",
+        "targets: expected at least one",
     ),
     "labels of another length": (
-        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.zeros(5, int)),
+        lambda: l2m.tune(network, POSTERIOR, INPUTS, jnp.zeros(5, int)),
         ValueError,
         "targets: expected",
     ),
     "labels out of range": (
-        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.full(6, 3)),
+        lambda: l2m.tune(network, POSTERIOR, INPUTS, jnp.full(6, 3)),
         ValueError,
-        "targets: expected labels from 0 to 2, got 3 to 3",
+        "targets: expected classes from 0 to 2, got 3 to 3",
     ),
     "bounds upside down": (
-        lambda: l2m.tune(POSTERIOR, network, INPUTS, jnp.zeros(6, int), bounds=(1.0, 0.1)),
+        lambda: l2m.tune(network, POSTERIOR, INPUTS, jnp.zeros(6, int), bounds=(1.0, 0.1)),
         ValueError,
         "bounds: expected 0 < low < high",
     ),

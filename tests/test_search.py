@@ -192,7 +192,7 @@ def test_newton_never_climbs_and_stops_before_nan():
 def test_both_run_under_jit():
     @jax.jit
     def run(center):
-        grid = zoomed(lambda x: (x - center) ** 2, [GRID])
+        grid = zoomed(lambda x: (x - center) ** 2, [GRID], 4)
         return grid, descended(lambda p: jnp.sum((p - center) ** 2), grid.point)
 
     for best in run(jnp.float32(3.3)):

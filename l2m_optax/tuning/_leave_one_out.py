@@ -26,7 +26,7 @@ from l2m_optax.tuning._data import check_call
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
 from l2m_optax.tuning._mode import Verdict, judge, temperature_after
 from l2m_optax.tuning._objectives import mean_over_draws
-from l2m_optax.tuning._targets import are_labels, check_targets, shape_of_outputs
+from l2m_optax.tuning._targets import are_labels, check_classes, shape_of_outputs
 
 _FOLDS = 5
 _NUM_SAMPLES = 32
@@ -136,12 +136,14 @@ def _check_labels(outputs: Any, labels: ArrayLike) -> Array:
     if not are_labels(labels):
         remedy = "pass class numbers; for regression use fit_noise_variance at temperature 1"
         raise TypeError(complaint("labels", "integers", str(jnp.result_type(labels)), remedy))
-    if len(outputs.shape) != 2:
-        remedy = "use tune, or let apply_fn return one label's logits for each input"
+    if len(outputs.shape) != 2 or outputs.shape[1] < 2:
+        remedy = "let apply_fn return a column for each class; for tokens use tune"
         raise ValueError(complaint("apply_fn", "logits (n, K)", f"shape {outputs.shape}", remedy))
-    labels = jnp.asarray(labels)
-    check_targets(outputs, labels)
-    return labels
+    if jnp.shape(labels) != outputs.shape[:1]:
+        expected, got = f"shape {outputs.shape[:1]}", str(jnp.shape(labels))
+        raise ValueError(complaint("labels", expected, got, "pass one for each of these inputs"))
+    check_classes("labels", labels, outputs.shape[1])
+    return jnp.asarray(labels)
 
 
 def _warn(best: Minimum, verdict: Verdict) -> None:

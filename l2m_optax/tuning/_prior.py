@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 
-from l2m_optax._support.types import PyTree
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import is_concrete
+from l2m_optax._support.types import Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.tuning._bracket import maximize_evidence
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
-from l2m_optax.tuning._groups import group
+from l2m_optax.tuning._groups import Groups, group
 
 
 def fit_prior_precision(
@@ -56,12 +60,20 @@ def fit_prior_precision(
         grouping.by_name(search.converged),
         grouping.by_name(search.edge),
     )
-    for i, name in enumerate(grouping.names or [""]):
-        warn_if(
-            search.edge[i],
-            "prior_precision" + (f" of {name!r}" if grouping.names else ""),
-            "a maximum of the evidence",
-            "none, and leaves it as it was",
-            "look whether these parameters were trained: they are at the prior mean, or F is 0",
-        )
+    warn_if(
+        jnp.any(search.edge),
+        "prior_precision" + _groups_at_an_edge(grouping, search.edge),
+        "a maximum of the evidence",
+        "none, and leaves it as it was",
+        "look whether these parameters were trained: they are at the prior mean, or F is 0",
+    )
     return Fit(grouping.with_prior(posterior, search.value), info)
+
+
+def _groups_at_an_edge(grouping: Groups, edge: Array) -> str:
+    """Their names, if they have any, or rather the first of them."""
+    if grouping.names is None or not is_concrete(edge):
+        return ""
+    return (
+        f" of {reprlib.repr([name for name, at in zip(grouping.names, edge, strict=True) if at])}"
+    )

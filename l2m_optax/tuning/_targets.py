@@ -53,8 +53,10 @@ def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = 
         got = f"{targets.dtype} of shape {targets.shape}"
         remedy = _remedy(outputs.shape, targets)
         raise ValueError(complaint("targets", _expected(outputs.shape), got, remedy))
-    if is_concrete(targets):
-        _check_values(outputs.shape, np.asarray(targets))
+    if are_labels(targets):
+        check_classes("targets", targets, outputs.shape[-1])
+    else:
+        _check_finite(targets)
     return math.prod(targets.shape)
 
 
@@ -119,16 +121,27 @@ def _remedy(shape: tuple[int, ...], targets: Array) -> str:
     return mends.get(got, f"pass the targets of these {shape[0]} inputs in such a shape")
 
 
-def _check_values(shape: tuple[int, ...], values: np.ndarray) -> None:
-    """Refuse classes that the outputs do not have, and numbers that are none."""
-    if are_labels(values):
-        low, high = values.min(), values.max()
-        if low < 0 or high >= shape[-1]:
-            remedy = "number the classes from 0, as the outputs do"
-            expected = f"labels from 0 to {shape[-1] - 1}"
-            raise ValueError(complaint("targets", expected, f"{low} to {high}", remedy))
-    elif not np.all(np.isfinite(values)):
-        got = f"{np.sum(~np.isfinite(values))} NaN or infinite of {values.size}"
+def check_classes(name: str, labels: ArrayLike, number: int) -> None:
+    """Refuse classes that the outputs do not have; traced labels pass.
+
+    Raises:
+      ValueError: if a label is below 0, or not below the number of classes.
+    """
+    if not is_concrete(labels):
+        return
+    low, high = np.min(labels), np.max(labels)
+    if low < 0 or high >= number:
+        remedy = "number the classes from 0, as the outputs do"
+        expected = f"classes from 0 to {number - 1}"
+        raise ValueError(complaint(name, expected, f"{low} to {high}", remedy))
+
+
+def _check_finite(targets: Array) -> None:
+    if not is_concrete(targets):
+        return
+    bad = np.sum(~np.isfinite(np.asarray(targets)))
+    if bad:
+        got = f"{bad} NaN or infinite of {targets.size}"
         raise ValueError(complaint("targets", "numbers", got, "leave out what was not measured"))
 
 

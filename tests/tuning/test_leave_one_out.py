@@ -8,7 +8,9 @@ from helpers import moment_of, network
 from scipy import optimize
 
 import l2m_optax as l2m
+from l2m_optax._support.search import zoom
 from l2m_optax.tuning._leave_one_out import joint_covariance, leave_out, softmax_root
+from l2m_optax.tuning._mode import judge, temperature_after
 
 NUM_DATA = 120
 PRIOR = {"body": 0.5, "head": 3.0}
@@ -28,7 +30,7 @@ def labels(params):
 
 
 def dense(posterior, inputs):
-    """J of shape (n, K, P) and F + δ of shape (P,), of what is no point, in float64."""
+    """J of shape (n, K, P) and F + δ of shape (P,), of the free leaves, in float64."""
     jacobians = jax.tree.leaves(jax.jit(jax.jacrev(network))(posterior.mean, inputs))
     precisions = jax.tree.leaves(l2m.posterior.precision(posterior._replace(temperature=1.0)))
     kept = [
@@ -105,9 +107,9 @@ def test_temperature_predicts_the_left_out_labels_best(layered, labels, where):
     posterior = layered if where is None else l2m.restrict(layered, where)
     # Under a stronger prior the left-out logits stay near enough for a temperature to help.
     trained = layered._replace(prior_precision=jax.tree.map(lambda d: 100.0 * d, PRIOR))
-    key = jax.random.key(9)
-    options = {"num_data": NUM_DATA, "trained": trained, "key": key}
-    fitted, info = l2m.fit_temperature(posterior, network, INPUTS, labels, **options)
+    key = jax.random.key(0)
+    options = {"num_data": NUM_DATA, "trained": trained}
+    fitted, info = l2m.fit_temperature(network, posterior, INPUTS, labels, **options)
     logits = network(layered.mean, INPUTS)
     shifts = (
         leave_out(joint_covariance(trained, network, INPUTS), logits, labels, NUM_DATA) - logits
@@ -125,7 +127,7 @@ def test_temperature_predicts_the_left_out_labels_best(layered, labels, where):
     assert info.converged
     assert not info.edge
     hotter = posterior._replace(temperature=jnp.float32(9.0))
-    again = l2m.fit_temperature(hotter, network, INPUTS, labels, **options)
+    again = l2m.fit_temperature(network, hotter, INPUTS, labels, **options)
     assert float(again.info.value) == float(info.value)
 
 
@@ -135,10 +137,69 @@ def test_a_network_without_residuals_keeps_to_its_mode(layered):
 
     labels = jnp.argmax(network(layered.mean, INPUTS), axis=1)
     posterior = layered._replace(temperature=jnp.float32(0.3))
-    fitted, info = l2m.fit_temperature(posterior, sure, INPUTS, labels, num_data=NUM_DATA)
+    fitted, info = l2m.fit_temperature(sure, posterior, INPUTS, labels, num_data=NUM_DATA)
     assert info.edge
     assert not info.converged
-    assert float(fitted.temperature) == float(posterior.temperature)
+    assert float(fitted.temperature) == float(info.value) == 0.0
+
+
+def left_out_loss(posterior, apply_fn, inputs, labels, temperature):
+    """The leave-one-out negative log-likelihood at one temperature, with the draws of the fit."""
+    logits = apply_fn(posterior.mean, inputs)
+    gram = joint_covariance(posterior, apply_fn, inputs)
+    shifts = leave_out(gram, logits, labels, NUM_DATA) - logits
+    drawn = shifts + logits
+    if temperature > 0:
+        hot = posterior._replace(temperature=temperature)
+        drawn = shifts + l2m.linearized(
+            jax.random.key(0), apply_fn, hot, inputs, num_samples=32, antithetic=True
+        )
+    log_probs = np.float64(jax.nn.log_softmax(jnp.atleast_3d(drawn).reshape(-1, *logits.shape)))
+    chosen = log_probs[:, np.arange(len(labels)), labels]
+    return -np.mean(np.logaddexp.reduce(chosen, axis=0) - np.log(len(chosen)))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 1.0, 3.0, 30.0])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_what_is_fitted_is_never_worse_than_the_mode(layered, scale, noise):
+    """From overfitted networks, whose logits are too large, to those that know nothing yet."""
+
+    def scaled(params, x):
+        return scale * network(params, x)
+
+    gumbel = noise * jax.random.gumbel(jax.random.key(5), (20, 3))
+    labels = np.asarray(jnp.argmax(network(layered.mean, INPUTS) + gumbel, axis=1))
+    info = l2m.fit_temperature(scaled, layered, INPUTS, labels, num_data=NUM_DATA).info
+    mode = left_out_loss(layered, scaled, INPUTS, labels, 0.0)
+    found = left_out_loss(layered, scaled, INPUTS, labels, float(info.value))
+    assert found <= mode + 1e-6 * abs(mode)
+    assert (info.value == 0.0) == bool(info.edge)
+
+
+def test_a_temperature_inside_its_bounds_may_be_worse_than_the_mode():
+    grid = jnp.linspace(-3.0, 3.0, 7)
+    best = zoom(lambda axes: jnp.square(axes[0]) + 1.0, [grid], 3)
+    for mode_loss, wins in ((0.9, True), (1.0, True), (1.1, False), (jnp.nan, False)):
+        verdict = judge(best, jnp.float32(mode_loss))
+        assert bool(verdict.mode) is wins
+        assert not verdict.lost
+        found = temperature_after(verdict, best.point[0], 7.0)
+        np.testing.assert_allclose(found, 0.0 if wins else 1.0, atol=1e-5)
+
+
+def test_an_upper_bound_is_kept_with_a_warning(layered, labels):
+    """A second moment far too large: no temperature below 1000 widens the posterior enough."""
+    moment = layered.second_moment
+    moment = moment._replace(nu=jax.tree.map(lambda nu: 1e4 * (nu + 1.0), moment.nu))
+
+    def sure(params, x):
+        return 30.0 * network(params, x)
+
+    narrow = layered._replace(second_moment=moment)
+    with pytest.warns(UserWarning, match="temperature: expected a best value.*upper bound, and"):
+        fitted, info = l2m.fit_temperature(sure, narrow, INPUTS, labels, num_data=NUM_DATA)
+    assert info.edge
+    np.testing.assert_allclose([info.value, fitted.temperature], 1e3, rtol=1e-5)
 
 
 def test_nan_outputs_give_no_temperature(layered, labels):
@@ -146,7 +207,8 @@ def test_nan_outputs_give_no_temperature(layered, labels):
         return network(params, x) * jnp.nan
 
     posterior = layered._replace(temperature=jnp.float32(0.3))
-    fitted, info = l2m.fit_temperature(posterior, broken, INPUTS, labels, num_data=NUM_DATA)
+    with pytest.warns(UserWarning, match="temperature: expected a finite loss.*as it was"):
+        fitted, info = l2m.fit_temperature(broken, posterior, INPUTS, labels, num_data=NUM_DATA)
     assert info.edge
     assert not info.converged
     assert float(fitted.temperature) == float(posterior.temperature)
@@ -180,6 +242,10 @@ def test_no_jacobian_is_formed():
     np.testing.assert_allclose(grams[1], grams[24], rtol=1e-5, atol=1e-5)
 
 
+def tokens(p, x):
+    return jnp.stack([network(p, x)] * 2, axis=1)
+
+
 def centred(p, x):
     return network(p, x - jnp.mean(x, axis=0))
 
@@ -192,10 +258,18 @@ def centred(p, x):
         ({"chunk_size": 0}, ValueError, "chunk_size: expected at least 1"),
         ({"inputs": INPUTS[:9]}, ValueError, "examples in inputs: expected at least 10"),
         ({"labels": jnp.zeros((20, 3))}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": jnp.full(20, 3)}, ValueError, "expected labels from 0 to 2, got 3 to 3"),
-        ({"labels": jnp.zeros(19, int)}, ValueError, "for outputs of shape"),
+        (
+            {"labels": jnp.full(20, 3)},
+            ValueError,
+            "labels: expected classes from 0 to 2, got 3 to 3",
+        ),
+        ({"labels": jnp.zeros(19, int)}, ValueError, r"labels: expected shape \(20,\), got \(19,"),
+        ({"labels": jnp.zeros((20, 1), int)}, ValueError, r"got \(20, 1\)"),
+        ({"apply_fn": lambda p, x: network(p, x)[:, :1]}, ValueError, "logits"),
         ({"apply_fn": centred}, ValueError, "depend on that example only"),
         ({"trained": {}}, ValueError, "trained.mean"),
+        ({"apply_fn": tokens}, ValueError, r"apply_fn: expected logits \(n, K\)"),
+        ({"swapped": True}, TypeError, "apply_fn: expected a function, got a Posterior"),
     ],
 )
 def test_refusals(layered, labels, changed, error, message):
@@ -203,5 +277,7 @@ def test_refusals(layered, labels, changed, error, message):
     arguments |= changed
     if "trained" in changed:
         arguments["trained"] = layered._replace(mean={"tail": jnp.ones(3)})
+    if arguments.pop("swapped", False):
+        arguments["apply_fn"], layered = layered, network
     with pytest.raises(error, match=message):
-        l2m.fit_temperature(layered, **arguments)
+        l2m.fit_temperature(posterior=layered, **arguments)

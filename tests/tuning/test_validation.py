@@ -19,8 +19,8 @@ def labelled(posterior):
 
 def test_temperature_minimises_the_validation_loss(posterior, labelled):
     inputs, labels = labelled
-    key = jax.random.key(9)
-    fitted, info = l2m.tune(posterior, network, inputs, labels, key=key, num_samples=64)
+    key = jax.random.key(0)
+    fitted, info = l2m.tune(network, posterior, inputs, labels, num_samples=64)
     assert info.converged
     assert not info.edge
 
@@ -35,9 +35,9 @@ def test_temperature_minimises_the_validation_loss(posterior, labelled):
 
 
 def test_own_temperature_plays_no_part_and_draws_repeat(posterior, labelled):
-    first = l2m.tune(posterior, network, *labelled).info.value
+    first = l2m.tune(network, posterior, *labelled).info.value
     hotter = posterior._replace(temperature=jnp.float32(30.0))
-    assert float(l2m.tune(hotter, network, *labelled).info.value) == float(first)
+    assert float(l2m.tune(network, hotter, *labelled).info.value) == float(first)
 
 
 def test_regression_targets_use_the_exact_variance(posterior, inputs):
@@ -47,24 +47,148 @@ def test_regression_targets_use_the_exact_variance(posterior, inputs):
     mean = network(posterior.mean, x)
     noise = jax.random.normal(jax.random.key(8), mean.shape)
     targets = mean + jnp.sqrt(0.1 + 4.0 * unit) * noise
-    info = l2m.tune(posterior, network, x, targets).info
+    info = l2m.tune(network, posterior, x, targets).info
     assert info.converged
     np.testing.assert_allclose(info.value, 4.0, rtol=0.4)
 
 
-def test_a_bound_is_reported_and_not_returned(posterior):
+@pytest.fixture
+def certain(posterior):
+    """Inputs with the very labels that the mode predicts: it cannot be improved upon."""
     inputs = jax.random.normal(jax.random.key(2), (50, 4))
-    sure = jnp.argmax(network(posterior.mean, inputs), axis=-1)
-    fitted, info = l2m.tune(posterior, network, inputs, sure, bounds=(1e-3, 1e-1))
+    return inputs, jnp.argmax(network(posterior.mean, inputs), axis=-1)
+
+
+@pytest.mark.parametrize("kind", ["linearized", "monte_carlo", "closed_form"])
+@pytest.mark.parametrize("bounds", [None, (1e-3, 1e-1), (0.5, 2.0)])
+def test_where_the_mode_predicts_best_the_temperature_is_zero(posterior, certain, kind, bounds):
+    fitted, info = l2m.tune(network, posterior, *certain, kind=kind, bounds=bounds, num_samples=8)
     assert info.edge
     assert not info.converged
-    assert float(fitted.temperature) == float(posterior.temperature)
+    assert float(fitted.temperature) == float(info.value) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+def test_at_the_mode_the_prior_stays(posterior, certain, kind):
+    names = ("prior_precision", "temperature")
+    fitted, info = l2m.tune(network, posterior, *certain, over=names, kind=kind, num_samples=8)
+    assert float(fitted.temperature) == float(info.value["temperature"]) == 0.0
+    assert float(fitted.prior_precision) == float(info.value["prior_precision"]) == 2.0
+    assert all(info.edge.values())
+    assert not any(info.converged.values())
+
+
+@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+@pytest.mark.parametrize("end", ["lower", "upper"])
+def test_a_temperature_on_a_bound_is_kept_with_a_warning(posterior, labelled, kind, end):
+    """The mode is worse than these bounds, or else it would be taken."""
+    best = float(l2m.tune(network, posterior, *labelled, kind=kind).info.value)
+    bound, other = (1.5 * best, 100 * best) if end == "lower" else (best / 1.5, best / 100)
+    message = f"temperature: expected a best value between .*, got the {end} bound, and keeps it"
+    with pytest.warns(UserWarning, match=message):
+        fitted, info = l2m.tune(
+            network, posterior, *labelled, kind=kind, bounds=sorted((bound, other))
+        )
+    assert info.edge
+    assert not info.converged
+    np.testing.assert_allclose([info.value, fitted.temperature], bound, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+def test_a_best_value_beside_a_bound_is_no_edge(posterior, labelled, kind):
+    """Between a bound and its neighbour on the first grid."""
+    best = float(l2m.tune(network, posterior, *labelled, kind=kind).info.value)
+    for bounds in ((best / 1.1, best * 1e4), (best / 1e4, best * 1.1)):
+        info = l2m.tune(network, posterior, *labelled, kind=kind, bounds=bounds).info
+        assert not info.edge
+        assert info.converged
+        np.testing.assert_allclose(info.value, best, rtol=0.03)
+
+
+def test_a_prior_alone_on_a_bound_is_left_as_it_was(posterior, certain):
+    bounds = (1e-3, 1e-2)
+    with pytest.warns(UserWarning, match="prior_precision: .* upper bound, and leaves it as it"):
+        fitted, info = l2m.tune(
+            network, posterior, *certain, over="prior_precision", bounds=bounds, num_samples=8
+        )
+    assert info.edge
+    assert float(fitted.prior_precision) == float(info.value) == 2.0
+    assert float(fitted.temperature) == 0.5
+
+
+def test_a_prior_on_a_bound_beside_a_tuned_temperature_is_kept(posterior, labelled):
+    """The temperature was found for it, and for no other."""
+    names = ("temperature", "prior_precision")
+    bounds = {"prior_precision": (1e-2, 1.0)}
+    options = {"over": names, "bounds": bounds, "num_samples": 8}
+    with pytest.warns(UserWarning, match="prior_precision: .* bound, and keeps it"):
+        fitted, info = l2m.tune(network, posterior, *labelled, **options)
+    assert info.edge["prior_precision"]
+    assert float(fitted.prior_precision) == 1.0
+    alone = l2m.tune(
+        network,
+        posterior._replace(prior_precision=fitted.prior_precision),
+        *labelled,
+        num_samples=8,
+    ).info.value
+    np.testing.assert_allclose(info.value["temperature"], alone, rtol=0.05)
+
+
+def test_where_nothing_is_finite_all_stays_as_it_was(posterior, labelled):
+    def nothing(outputs, targets):
+        return jnp.full(outputs.shape[:-1], -jnp.inf)
+
+    for over in ("temperature", ("temperature", "prior_precision")):
+        with pytest.warns(UserWarning, match="temperature.*: expected a finite loss, got none"):
+            fitted, info = l2m.tune(
+                network, posterior, *labelled, over=over, likelihood=nothing, num_samples=2
+            )
+        assert np.all(jax.tree.leaves(info.edge))
+        assert float(fitted.temperature) == 0.5
+        assert float(fitted.prior_precision) == 2.0
+
+
+def test_by_elbo_the_mode_never_wins(posterior, certain):
+    """Its divergence from the prior is infinite."""
+    with pytest.warns(UserWarning, match="lower bound, and keeps it"):
+        info = l2m.tune(
+            network, posterior, *certain, objective="elbo", bounds=(100.0, 200.0), num_samples=4
+        ).info
+    np.testing.assert_allclose(info.value, 100.0, rtol=1e-5)
+
+
+def test_under_jit_edges_give_no_warning(posterior, certain, labelled):
+    tuned = jax.jit(lambda p, x, y: l2m.tune(network, p, x, y, bounds=(1e-4, 1e-2)).info)
+    for data, value in ((certain, 0.0), (labelled, 1e-2)):
+        info = tuned(posterior, *data)
+        assert info.edge
+        np.testing.assert_allclose(info.value, value, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*bound, and keeps it:UserWarning")
+@pytest.mark.parametrize("scale", [0.03, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("over", ["temperature", ("prior_precision", "temperature")])
+def test_what_is_tuned_is_never_worse_than_the_mode(posterior, scale, over):
+    inputs = jax.random.normal(jax.random.key(2), (100, 4))
+    logits = network(posterior.mean, inputs)
+    labels = np.asarray(jax.random.categorical(jax.random.key(3), scale * logits))
+    fitted, info = l2m.tune(network, posterior, inputs, labels, over=over, num_samples=8)
+    probs = jax.nn.softmax(logits)
+    mode = float(l2m.metrics.negative_log_likelihood(probs, labels))
+    if float(fitted.temperature) > 0:
+        drawn = l2m.linearized(
+            jax.random.key(0), network, fitted, inputs, num_samples=8, antithetic=True
+        )
+        found = l2m.metrics.negative_log_likelihood(l2m.classification(drawn).probs, labels)
+        assert float(found) <= mode * (1 + 1e-6)
+    else:
+        assert np.all(jax.tree.leaves(info.edge))
 
 
 def test_nan_outputs_are_refused_by_input(posterior, labelled):
     inputs, labels = labelled
     with pytest.raises(FloatingPointError, match="NaN for input 7 and 1 more"):
-        l2m.tune(posterior, network, inputs.at[7:9, 0].set(jnp.nan), labels)
+        l2m.tune(network, posterior, inputs.at[7:9, 0].set(jnp.nan), labels)
 
 
 def linear(params, x):
@@ -96,7 +220,7 @@ def overconfident():
 def test_both_are_what_scipy_finds_by_the_closed_form(overconfident):
     posterior, x, y, loss = overconfident
     names = ("prior_precision", "temperature")
-    fitted, info = l2m.tune(posterior, linear, x, y, over=names)
+    fitted, info = l2m.tune(linear, posterior, x, y, over=names)
     best = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6})
     assert all(info.converged.values())
     found = np.log([info.value[name] for name in names])
@@ -109,7 +233,7 @@ def test_both_are_what_scipy_finds_by_the_closed_form(overconfident):
 def test_one_is_what_scipy_finds_with_the_other_as_it_is(overconfident, over):
     posterior, x, y, loss = overconfident
     posterior = posterior._replace(prior_precision=jnp.float32(3.0), temperature=jnp.float32(2.0))
-    info = l2m.tune(posterior, linear, x, y, over=over).info
+    info = l2m.tune(linear, posterior, x, y, over=over).info
     own = {"prior_precision": 3.0, "temperature": 2.0}
 
     def along(log):
@@ -122,7 +246,7 @@ def test_one_is_what_scipy_finds_with_the_other_as_it_is(overconfident, over):
 
 def test_newton_on_the_mean_field_agrees_with_a_dense_search(posterior, labelled):
     inputs, labels = labelled
-    info = l2m.tune(posterior, network, inputs, labels, kind="closed_form").info
+    info = l2m.tune(network, posterior, inputs, labels, kind="closed_form").info
     mean = network(posterior.mean, inputs)
     unit = l2m.output_covariance(network, posterior._replace(temperature=1.0), inputs)
 
@@ -137,9 +261,9 @@ def test_newton_on_the_mean_field_agrees_with_a_dense_search(posterior, labelled
 
 def test_monte_carlo_is_tuned_on_its_own_draws(posterior, labelled):
     inputs, labels = labelled
-    key = jax.random.key(9)
-    kwargs = {"kind": "monte_carlo", "key": key, "num_samples": 8}
-    info = l2m.tune(posterior, network, inputs, labels, **kwargs).info
+    key = jax.random.key(0)
+    kwargs = {"kind": "monte_carlo", "num_samples": 8}
+    info = l2m.tune(network, posterior, inputs, labels, **kwargs).info
     logs = np.linspace(-6, 6, 49)
 
     def loss(log_temperature):
@@ -154,17 +278,17 @@ def test_monte_carlo_is_tuned_on_its_own_draws(posterior, labelled):
 def test_a_loader_gives_what_the_arrays_give(posterior, labelled, kind):
     inputs, labels = (np.asarray(a) for a in labelled)
     loader = [(inputs[i : i + 128], labels[i : i + 128]) for i in range(0, 300, 128)]
-    whole = l2m.tune(posterior, network, inputs, labels, kind=kind, num_samples=8).info
-    parts = l2m.tune(posterior, network, loader, kind=kind, num_samples=8).info
+    whole = l2m.tune(network, posterior, inputs, labels, kind=kind, num_samples=8).info
+    parts = l2m.tune(network, posterior, loader, kind=kind, num_samples=8).info
     np.testing.assert_allclose(parts.value, whole.value, rtol=1e-3)
 
 
 def test_a_likelihood_of_ones_own_is_averaged_over_draws(posterior, labelled):
     inputs, labels = labelled
-    default = l2m.tune(posterior, network, inputs, labels, num_samples=8).info
+    default = l2m.tune(network, posterior, inputs, labels, num_samples=8).info
     own = l2m.tune(
-        posterior,
         network,
+        posterior,
         inputs,
         labels,
         num_samples=8,
@@ -193,17 +317,52 @@ X, Y = np.ones((4, 4), np.float32), np.array([0, 1, 2, 0])
         ([], ValueError, "at least one batch, got 0"),
         (Stops(), ValueError, "expected 3 batches, got 1"),
         ([X], TypeError, "pairs"),
-        ([(X, Y), (X, Y + 1)], ValueError, "labels from 0 to 2"),
-        ([(X, Y[:3])], ValueError, r"non-empty \(4,\)"),
+        (X, TypeError, "targets: expected an array, got none"),
+        ({"x": X}, TypeError, "targets: expected an array, got none, with a dict"),
+        ([(X, Y), (X, Y + 1)], ValueError, "classes from 0 to 2"),
+        ([(X, Y[:3])], ValueError, r"class numbers of shape \(4,\)"),
+        ([(X, Y), (X, np.eye(4, 3))], ValueError, "both, in turns"),
         ([(X, np.array(["a"] * 4))], TypeError, "arrays of numbers"),
         ([(X[:0], Y[:0])], ValueError, "leading axis"),
         (3, TypeError, "an iterable"),
     ],
-    ids=["iterator", "empty", "ends early", "no pairs", "label", "shape", "text", "0 rows", "int"],
+    ids=[
+        "iterator",
+        "empty",
+        "ends early",
+        "no pairs",
+        "inputs alone",
+        "a dict of inputs alone",
+        "label",
+        "shape",
+        "two kinds",
+        "text",
+        "0 rows",
+        "int",
+    ],
 )
 def test_bad_loaders_are_refused(posterior, loader, error, message):
     with pytest.raises(error, match=message):
-        l2m.tune(posterior, network, loader)
+        l2m.tune(network, posterior, loader)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, p: (p, f, X, Y), "apply_fn: expected a function, got a Posterior; pass"),
+        (lambda f, p: (f, X, p, Y), "posterior: expected a Posterior, got a ndarray; pass"),
+    ],
+    ids=["the old order", "inputs before the posterior"],
+)
+def test_another_order_of_arguments_is_refused(posterior, change, message):
+    with pytest.raises(TypeError, match=message):
+        l2m.tune(*change(network, posterior))
+
+
+def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
+    cold = posterior._replace(temperature=jnp.float32(0.0))
+    with pytest.raises(ValueError, match=r"posterior\.temperature.*no prior plays a part"):
+        l2m.tune(network, cold, X, Y, over="prior_precision")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +370,13 @@ def test_bad_loaders_are_refused(posterior, loader, error, message):
     [
         ({"over": "noise"}, "over"),
         ({"over": ()}, "over"),
+        ({"over": 3}, "over: expected names among prior_precision, temperature, got 3"),
+        ({"over": ["temperature"] * 2}, "over"),
+        ({"over": ["x" * 1000] * 50}, r"over: expected names.{,300}$"),
+        ({"bounds": {"temperature": 3}}, "bounds: expected 0 < low < high, got 3"),
+        ({"bounds": (1, 2, 3)}, "bounds: expected 0 < low < high"),
+        ({"over": ("temperature", "prior_precision"), "bounds": (1, 2)}, "bounds: expected pairs"),
+        ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"objective": "loss"}, "objective"),
         ({"kind": "exact"}, "kind"),
         ({"kind": "closed_form", "objective": "elbo"}, "closed_form"),
@@ -221,4 +387,4 @@ def test_bad_loaders_are_refused(posterior, loader, error, message):
 )
 def test_unknown_names_are_refused(posterior, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        l2m.tune(posterior, network, X, Y, **kwargs)
+        l2m.tune(network, posterior, X, Y, **kwargs)

@@ -10,6 +10,11 @@ from scipy import stats
 import l2m_optax as l2m
 
 NOISE, PRIOR = 0.4, 2.0
+KEY = jax.random.key(0)
+"""Also that of the draws in `tune`."""
+
+
+INPUTS, LABELS = jnp.ones((4, 4)), jnp.array([0, 1, 2, 0])
 
 
 def linear(params, x):
@@ -46,17 +51,19 @@ def evidence(x, y):
 
 def test_elbo_is_the_evidence_where_the_posterior_is_exact(conjugate):
     posterior, x, y = conjugate
-    np.testing.assert_allclose(l2m.tuning.elbo(posterior, linear, x, y), evidence(x, y), atol=1e-3)
+    np.testing.assert_allclose(
+        l2m.tuning.elbo(KEY, linear, posterior, x, y), evidence(x, y), atol=1e-3
+    )
     log_likelihood = jnp.sum(l2m.likelihoods.gaussian(linear(posterior.mean, x), y, NOISE))
     laplace = l2m.tuning.log_evidence(posterior, log_likelihood)
-    np.testing.assert_allclose(l2m.tuning.elbo(posterior, linear, x, y), laplace, atol=1e-3)
+    np.testing.assert_allclose(l2m.tuning.elbo(KEY, linear, posterior, x, y), laplace, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "factor"), [("temperature", 3.0), ("temperature", 0.3)])
 def test_elbo_is_a_lower_bound_otherwise(conjugate, name, factor):
     posterior, x, y = conjugate
     off = posterior._replace(**{name: factor * getattr(posterior, name)})
-    assert l2m.tuning.elbo(off, linear, x, y) < evidence(x, y) - 0.1
+    assert l2m.tuning.elbo(KEY, linear, off, x, y) < evidence(x, y) - 0.1
 
 
 def test_draws_and_loaders_estimate_the_same(conjugate):
@@ -66,26 +73,27 @@ def test_draws_and_loaders_estimate_the_same(conjugate):
         return l2m.likelihoods.gaussian(outputs, targets, NOISE)
 
     loader = [(x[:40], y[:40]), (x[40:], y[40:])]
-    by_draws = l2m.tuning.elbo(posterior, linear, loader, likelihood=likelihood, num_samples=4000)
+    by_draws = l2m.tuning.elbo(
+        KEY, linear, posterior, loader, likelihood=likelihood, num_samples=4000
+    )
     np.testing.assert_allclose(by_draws, evidence(x, y), atol=0.2)
 
 
 def test_tuning_by_elbo_finds_the_exact_posterior(conjugate):
     posterior, x, y = conjugate
-    info = l2m.tune(posterior, linear, x, y, objective="elbo").info
+    info = l2m.tune(linear, posterior, x, y, objective="elbo").info
     np.testing.assert_allclose(info.value, 1.0, rtol=2e-3)
 
 
 def test_tuning_by_elbo_is_the_best_of_elbo_for_labels(posterior):
     inputs = jax.random.normal(jax.random.key(2), (100, 4))
     labels = jax.random.categorical(jax.random.key(3), network(posterior.mean, inputs))
-    fitted, info = l2m.tune(posterior, network, inputs, labels, objective="elbo", num_samples=16)
-    best = l2m.tuning.elbo(fitted, network, inputs, labels, key=jax.random.key(0), num_samples=16)
+    fitted, info = l2m.tune(network, posterior, inputs, labels, objective="elbo", num_samples=16)
+    best = l2m.tuning.elbo(KEY, network, fitted, inputs, labels, num_samples=16)
     assert not info.edge
     for factor in (0.9, 1.1):
-        # `elbo` draws without mirror images unless asked as `tune` does: the same key and number.
         other = fitted._replace(temperature=factor * fitted.temperature)
-        assert l2m.tuning.elbo(other, network, inputs, labels, num_samples=16) < best
+        assert l2m.tuning.elbo(KEY, network, other, inputs, labels, num_samples=16) < best
 
 
 def test_divergence_is_the_mean_of_log_densities(posterior):
@@ -101,3 +109,22 @@ def test_divergence_counts_from_the_prior_mean(posterior):
     shift = 0.5 * 2.0 * sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(posterior.mean))
     difference = l2m.tuning.kl_divergence(posterior) - l2m.tuning.kl_divergence(around)
     np.testing.assert_allclose(difference, shift, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, p: (p, f, INPUTS, LABELS), "posterior: expected a Posterior, got a"),
+        (lambda f, p: (f, p, INPUTS, LABELS), "apply_fn: expected a function, got a Posterior"),
+        (lambda f, p: (KEY, p, f, INPUTS, LABELS), "apply_fn: expected a function, got a Post"),
+    ],
+    ids=["no key", "no key, swapped", "swapped"],
+)
+def test_another_order_of_arguments_is_refused(posterior, change, message):
+    with pytest.raises(TypeError, match=message):
+        l2m.tuning.elbo(*change(network, posterior))
+
+
+def test_the_bound_of_the_mode_itself_is_minus_infinity(posterior):
+    cold = posterior._replace(temperature=jnp.float32(0.0))
+    assert l2m.tuning.elbo(KEY, network, cold, INPUTS, LABELS) == -jnp.inf
