@@ -219,6 +219,9 @@ def _check_level(level: float) -> None:
 
 
 def _check_quantile(quantile: ArrayLike) -> None:
-    if is_concrete(quantile) and not np.asarray(quantile) >= 0:
-        remedy = "pass what conformal_quantile returned"
-        raise ValueError(complaint("quantile", "a number of at least 0", str(quantile), remedy))
+    remedy = "pass what conformal_quantile returned"
+    shape = jnp.shape(quantile)
+    require(shape == (), "quantile", "a single number", f"shape {shape}", remedy)
+    if is_concrete(quantile):
+        number = float(np.asarray(quantile))
+        require(number >= 0, "quantile", "a number of at least 0", f"{number:.4g}", remedy)
