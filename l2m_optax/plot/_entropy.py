@@ -33,7 +33,7 @@ def entropy_histogram(
 
     Raises:
       ImportError: if a figure is wanted and Matplotlib is missing.
-      ValueError: if either is no vector, empty, negative, or not finite.
+      ValueError: if either is not a vector, empty, negative, or not finite.
 
     Example:
       >>> import jax.numpy as jnp

@@ -34,7 +34,7 @@ def reliability_diagram(
 
     Raises:
       ImportError: if a figure is wanted and Matplotlib is missing.
-      TypeError: if `labels` are no integers.
+      TypeError: if `labels` are not integers.
       ValueError: as for `metrics.negative_log_likelihood`.
 
     Example:

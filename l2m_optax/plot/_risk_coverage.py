@@ -20,7 +20,7 @@ def risk_coverage(uncertainty: ArrayLike, losses: ArrayLike, *, ax: Axes | None 
     losses. The dashed curve is the lowest possible one; it ranks predictions by their true losses.
 
     Args:
-      uncertainty: any number that is higher where less is known, shape (N,).
+      uncertainty: any score that is higher where the prediction is less certain, shape (N,).
       losses: the loss of each prediction, shape (N,): 0 and 1 for right and wrong, say.
       ax: where to draw; a new figure by default.
 
