@@ -11,13 +11,17 @@ from optimizers import CORRECTED, READ, REFUSED  # noqa: E402
 INTRODUCTION = """\
 # What each optimizer of optax holds
 
-Made by `make docs-optimizers` from `tests/optimizers.py`, whose every row is a test. The verdicts
-are those of `identify`, which runs the optimizer and goes by no name; both
-`second_moment(opt_state, params, tx=tx)` and `expose_second_moment(tx)` follow them. Without `tx`
-only types that say what they hold are read: adamax, yogi and adopt keep their states in Adam's own
-type, so that it is refused until `tx` is passed, or `decay`, which vouches for a mean of squares.
+`make docs-optimizers` makes this page from `tests/optimizers.py`; every row is a test. The verdicts
+are those of `identify`. It runs the optimizer on known gradients and does not look at names.
+`laplace(..., tx=tx)`, `second_moment(opt_state, params, tx=tx)` and `expose_second_moment(tx)`
+follow these verdicts. "Corrected" means that the state does not hold a plain mean of squares of
+every leaf, and that the library corrects for this.
 
-An optimizer that is refused gains a second moment from
+Without `tx`, only states whose type says what they hold are read. adamax, yogi and adopt keep their
+states in Adam's own type. So this type is refused until you pass `tx`, or pass `decay`, with which
+you state that the array is a mean of squares.
+
+For an optimizer that is refused, track the second moment beside it:
 `optax.chain(l2m.track_second_moment(0.999), tx)`.
 
 | optimizer | verdict | what its state holds |

@@ -1,7 +1,7 @@
-"""Log-likelihoods of one observation given a network's outputs, by their usual names.
+"""Log-likelihoods of single observations, given a network's outputs.
 
-Each takes outputs and targets with a leading axis of examples, and perhaps others in front of the
-outputs' for draws, and returns one number an observation, in nats and float32 at least.
+Each takes outputs and targets with a leading axis of examples; outputs may have axes of draws in
+front of it. Each returns one number for each observation, in nats and in float32 or wider.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from l2m_optax._support.types import Array, ArrayLike
 
 
 def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:
-    r"""$\log \mathrm{softmax}(z)_y$.
+    r"""$\log \mathrm{softmax}(z)_y$, for logits z and a label y.
 
     Args:
-      logits: shape (..., N, K).
-      labels: integers of shape (N,).
+      logits: z, shape (..., N, K).
+      labels: y, integers of shape (N,).
 
     Returns:
       Shape (..., N).
@@ -40,8 +40,8 @@ def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> 
     r"""$-\tfrac12 \log(2 \pi \sigma^2) - (y - \mu)^2 / 2\sigma^2$, entry by entry.
 
     Args:
-      mean: outputs of shape (..., N, D).
-      targets: shape (N, D).
+      mean: μ, the outputs, shape (..., N, D).
+      targets: y, shape (N, D).
       variance: σ², broadcast against them.
 
     Returns:
@@ -59,14 +59,13 @@ def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> 
 
 
 def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
-    r"""`gaussian` with a noise variance of its own for every input, which the network says too.
+    r"""`gaussian` with a noise variance for every input, which is an output of the network.
 
-    Its negative mean is the loss such a network is trained with, and `laplace` needs no
-    ``loss_scale`` for it.
+    Train such a network with its negative mean as the loss; `laplace` then needs no ``loss_scale``.
 
     Args:
-      outputs: shape (..., N, D, 2), or (..., N, 2) for targets of shape (N,): last the pair of
-        mean and logarithm of the variance.
+      outputs: shape (..., N, D, 2), or (..., N, 2) for targets of shape (N,). The last axis holds
+        the mean and the logarithm of the variance.
       targets: shape (N, D), or (N,).
 
     Returns:

@@ -27,7 +27,7 @@ CORRECTED = {
     "adagrad": "a sum, divided by the number of updates (`count=`, or exposed and counted)",
     "adan": "a mean of (g + (1-b2)·Δg)², larger by (1+β)² + β² with β = 1-b2",
     "adopt": "a mean that starts from the first square, so that it is never debiased",
-    "muon": "a mean of squares for what is no matrix; matrices have none and are points",
+    "muon": "a mean of squares for leaves that are not matrices; matrices have none and are fixed",
 }
 REFUSED = {
     "adamax": "a running maximum of absolute values, in Adam's own state",

@@ -136,7 +136,7 @@ def test_regression_band_holds_the_gaussian_intervals(shape):
             np.testing.assert_allclose([at.min(), at.max()], [lower[i], upper[i]], rtol=1e-5)
 
 
-def test_posterior_layers_holds_the_precisions_and_leaves_points_out():
+def test_posterior_layers_holds_the_precisions_and_leaves_out_fixed_leaves():
     ax = plot.posterior_layers(POSTERIOR)
     data = l2m.posterior.data_precision(POSTERIOR)
     precisions = [np.asarray(data["body"]["w"]), np.asarray(data["head"])]
@@ -153,7 +153,7 @@ def test_posterior_layers_holds_the_precisions_and_leaves_points_out():
             np.testing.assert_allclose(segment[:, 0], np.quantile(f, [reach, 1 - reach]), rtol=1e-6)
 
 
-def test_a_released_leaf_is_all_prior():
+def test_a_leaf_made_uncertain_again_is_all_prior():
     ax = plot.posterior_layers(l2m.release(POSTERIOR, "b"))
     ax.figure.canvas.draw()
     assert ax.get_yticklabels()[0].get_text() == "body.b (8)"
@@ -195,7 +195,7 @@ REFUSALS = {
         (X, PREDICTION._replace(epistemic=-PREDICTION.epistemic)),
         "prediction.epistemic: expected variances",
     ),
-    "points only": (
+    "fixed leaves only": (
         "posterior_layers",
         (POSTERIOR._replace(second_moment=l2m.SecondMoment(nu={"body": None, "head": None})),),
         "posterior: expected a leaf",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,8 +38,9 @@ def check_positive(name: str, value: Any, remedy: str) -> None:
         if not is_concrete(leaf):
             continue
         numbers = np.asarray(leaf, dtype=np.float64)
-        if not np.all(np.isfinite(numbers) & (numbers > 0)):
-            raise ValueError(complaint(name, "a positive finite number", str(leaf), remedy))
+        bad = numbers[~(np.isfinite(numbers) & (numbers > 0))]
+        if bad.size:
+            raise ValueError(complaint(name, "a positive finite number", few(bad), remedy))
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
@@ -79,7 +80,7 @@ def check_batched(tree: PyTree, root: str = "inputs") -> None:
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
-        got = f"leading axes {sorted(sizes)}"
+        got = f"leading axes {few(sorted(sizes))}"
         remedy = "give a single example a batch axis: x[None]"
         raise ValueError(complaint(root, "a common leading axis of examples", got, remedy))
 
@@ -183,3 +184,11 @@ def check_second_moment(nu: PyTree, root: str = "nu") -> None:
                 "with l2m_optax.track_second_moment",
             )
         )
+
+
+def few(values: Iterable[Any], most: int = 3) -> str:
+    """The first values and the number of the others: ``1, 2, 3 and 97 more``."""
+    items = list(values)
+    shown = [f"{x:.4g}" if isinstance(x, float | np.floating) else str(x) for x in items[:most]]
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return (", ".join(shown) or "none") + more

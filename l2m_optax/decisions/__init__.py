@@ -1,4 +1,4 @@
-"""From predictions to decisions: whom to ask, what to refuse, which interval to state."""
+"""From predictions to decisions: what to keep, what to label, which interval to state."""
 
 from l2m_optax.decisions._conformal import (
     Interval,

@@ -1,9 +1,10 @@
-"""Intervals and sets that hold the truth as often as they say.
+"""Intervals and sets that contain the truth with a stated probability.
 
-`prediction_interval` trusts the model's variances. Split conformal prediction trusts nothing but
-that held-out data and new data are exchangeable: scores of held-out data, high where a prediction
-was off for what it claimed, have a quantile below which a new score falls with the wanted
-probability, whatever the model. The better the model's uncertainty, the smaller the sets.
+`prediction_interval` relies on the model's variances. Split conformal prediction does not. It
+computes a score for each held-out example, which is high where the error is large for the stated
+uncertainty, and takes a quantile of these scores. A new score is below it with the wanted
+probability, for any model, if held-out and new data are exchangeable. A better uncertainty gives
+smaller sets.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def prediction_interval(prediction: Regression, *, level: float = 0.95) -> Inter
 
     Args:
       prediction: a `Regression`.
-      level: its probability if the variances are right, above 0 and below 1.
+      level: the probability of the interval if the variances are right, above 0 and below 1.
 
     Returns:
       An `Interval` in the shape of the prediction.
@@ -65,11 +66,11 @@ def prediction_interval(prediction: Regression, *, level: float = 0.95) -> Inter
 
 
 def residual_scores(prediction: Regression, targets: ArrayLike) -> Array:
-    r"""How far off predictions were for what they claimed, $|y - \mu| / \sqrt{\mathrm{total}}$.
+    r"""Errors in units of the predicted deviation, $|y - \mu| / \sqrt{\mathrm{total}}$.
 
     Args:
       prediction: a `Regression` of held-out inputs.
-      targets: what was observed there, in its shape.
+      targets: the observations at these inputs, in the shape of the prediction.
 
     Returns:
       Scores for `conformal_quantile`, in the same shape.
@@ -92,11 +93,11 @@ def residual_scores(prediction: Regression, targets: ArrayLike) -> Array:
 
 
 def label_scores(probs: ArrayLike, labels: ArrayLike) -> Array:
-    """How little probability the true classes had, 1 - p_y.
+    """One minus the probability of the true class, $1 - p_y$.
 
     Args:
       probs: class probabilities of held-out inputs, shape (N, K).
-      labels: their classes, integers of shape (N,).
+      labels: the true classes, integers of shape (N,).
 
     Returns:
       Scores for `conformal_quantile`, shape (N,).
@@ -104,7 +105,7 @@ def label_scores(probs: ArrayLike, labels: ArrayLike) -> Array:
     Raises:
       ValueError: if shapes do not match, rows do not sum to one, labels are out of range, or
         something is NaN.
-      TypeError: if `labels` are no integers.
+      TypeError: if `labels` are not integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -127,7 +128,7 @@ def conformal_quantile(scores: ArrayLike, *, level: float = 0.9) -> Array:
     `level` + 1/(n + 1) (ties aside), over both the held-out data and the new input.
 
     Args:
-      scores: of held-out data that served neither training nor tuning, any shape; n in all.
+      scores: n scores, in any shape, of held-out data that neither training nor tuning has seen.
       level: the wanted probability, above 0 and below 1; static under `jit`.
 
     Returns:
@@ -149,7 +150,7 @@ def conformal_quantile(scores: ArrayLike, *, level: float = 0.9) -> Array:
     (values,) = as_statistics(scores)
     _check_level(level)
     require_numbers(scores=values)
-    # In exact arithmetic (n + 1) * level may be whole; rounding must not push it to the next.
+    # Where (n + 1) * level is a whole number, a rounding error must not raise it to the next one.
     rank = math.ceil((values.size + 1) * level - 1e-9)
     least = math.ceil(level / (1 - level) - 1e-9)
     remedy = "hold out more data, or lower the level"
@@ -166,12 +167,12 @@ def conformal_interval(prediction: Regression, quantile: ArrayLike) -> Interval:
       quantile: q, a scalar.
 
     Returns:
-      An `Interval` in the shape of the prediction, which holds the observation with the
-      quantile's level on average over inputs, however wrong the variances; the better they are,
-      the more evenly over inputs.
+      An `Interval` in the shape of the prediction. On average over inputs it contains the
+      observation with the probability of the quantile's level, even if the variances are wrong.
+      With better variances this holds more evenly over inputs.
 
     Raises:
-      ValueError: if `quantile` is negative or NaN.
+      ValueError: if `quantile` is negative, NaN, or not a single number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -186,18 +187,21 @@ def conformal_interval(prediction: Regression, quantile: ArrayLike) -> Interval:
 
 
 def conformal_set(probs: ArrayLike, quantile: ArrayLike) -> Array:
-    """The classes of which one is the truth, with the `conformal_quantile` of `label_scores`.
+    """The classes that are probable enough, by the `conformal_quantile` of `label_scores`.
+
+    A set holds every class with a probability of at least 1 - q. It contains the true class with
+    the probability of the quantile's level, on average over inputs, for any model.
 
     Args:
       probs: class probabilities of new inputs, shape (N, K).
-      quantile: a scalar.
+      quantile: q, a scalar.
 
     Returns:
-      Booleans of shape (N, K): whether a class belongs to the set. A set may be empty: no class
-      is as likely as true classes are wont to be, so the input is unlike those held out.
+      Booleans of shape (N, K): whether a class belongs to the set. An empty set says that no
+      class is probable enough: the input differs from the held-out ones.
 
     Raises:
-      ValueError: if `probs` hold NaN, or `quantile` is negative or NaN.
+      ValueError: if `probs` hold NaN, or `quantile` is negative, NaN, or not a single number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -219,6 +223,9 @@ def _check_level(level: float) -> None:
 
 
 def _check_quantile(quantile: ArrayLike) -> None:
-    if is_concrete(quantile) and not np.asarray(quantile) >= 0:
-        remedy = "pass what conformal_quantile returned"
-        raise ValueError(complaint("quantile", "a number of at least 0", str(quantile), remedy))
+    remedy = "pass what conformal_quantile returned"
+    shape = jnp.shape(quantile)
+    require(shape == (), "quantile", "a single number", f"shape {shape}", remedy)
+    if is_concrete(quantile):
+        number = float(np.asarray(quantile))
+        require(number >= 0, "quantile", "a number of at least 0", f"{number:.4g}", remedy)

@@ -1,4 +1,4 @@
-"""One number an input: how unlike the training data it is, or how much its label would teach."""
+"""Scores of inputs: how far from the training data, how informative a label would be."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from l2m_optax.predict._summaries import Regression, classification
 
 
 class OutOfDistributionScores(NamedTuple):
-    """Scores of each input, all of them higher where it is less like the training data.
+    """Scores of each input; a higher one means an input less like the training data.
 
     Attributes:
-      entropy: of the mean probabilities, in nats, shape (...).
-      mutual_information: of label and parameters, in nats, shape (...).
-      max_probability: 1 less the probability of the likeliest class, shape (...).
-      energy: mean over draws of -logsumexp of the logits, shape (...).
+      entropy: the entropy of the mean probabilities, in nats, shape (...).
+      mutual_information: that between label and parameters, in nats, shape (...).
+      max_probability: 1 minus the probability of the most probable class, shape (...).
+      energy: the mean over draws of -logsumexp of the logits, shape (...).
     """
 
     entropy: Array
@@ -30,9 +30,10 @@ class OutOfDistributionScores(NamedTuple):
 
 @jax.jit
 def out_of_distribution_scores(logit_samples: ArrayLike) -> OutOfDistributionScores:
-    """The usual scores by which inputs of another kind are told from those trained on.
+    """The usual scores for detecting inputs unlike the training data.
 
-    Which is best depends on the data: compare them by `metrics.auroc` on inputs of both kinds.
+    Which score is best depends on the data. Compare them with `metrics.auroc` on inputs of both
+    kinds.
 
     Args:
       logit_samples: logits of S draws, shape (S, ..., K).
@@ -66,10 +67,10 @@ def out_of_distribution_scores(logit_samples: ArrayLike) -> OutOfDistributionSco
 
 
 def bald_scores(logit_samples: ArrayLike) -> Array:
-    r"""How much a label would teach about the parameters, $I(y; \theta) = H[\bar p] - \bar H[p]$.
+    r"""The information in a label about the parameters, $I(y; \theta) = H[\bar p] - \bar H[p]$.
 
-    For active learning: ask for the labels of the inputs with the highest scores. A batch of
-    near-duplicates scores high together; take few at a time, or unlike ones.
+    For active learning: ask for the labels of the inputs with the highest scores. Inputs that are
+    nearly equal have nearly equal scores, so choose few at a time, or different ones.
 
     Args:
       logit_samples: logits of S draws, shape (S, ..., K).
@@ -100,7 +101,7 @@ def regression_bald_scores(prediction: Regression) -> Array:
       prediction: a `Regression`.
 
     Returns:
-      Scores in nats, in its shape.
+      Scores in nats, in the shape of the prediction.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which predictions to keep, so that the mean loss of those kept is what was wished for."""
+"""Which predictions to keep so that their mean loss stays below a wanted value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SelectiveThreshold(NamedTuple):
 
     Attributes:
       threshold: the highest uncertainty to keep; -inf where none can be kept.
-      coverage: share of the held-out predictions that this keeps.
+      coverage: share of the held-out predictions that are kept.
       risk: their mean loss; 0 where none is kept.
     """
 
@@ -30,17 +30,19 @@ def selective_threshold(
 ) -> SelectiveThreshold:
     """The threshold that keeps most predictions at a mean loss of at most `risk`.
 
-    It is chosen on the data it is measured on, so new data will lie a little above the risk about
-    as often as below it: ask for less than you can bear, and check on other data.
+    The threshold is chosen on the same data on which its risk is measured. On new data the risk is
+    above the wanted one about as often as below it. So ask for a smaller risk than you can accept,
+    and check the threshold on other data.
 
     Args:
-      uncertainty: any number that is higher where less is known, of held-out data, shape (N,).
+      uncertainty: any score that is higher where the prediction is less certain, of held-out data,
+        shape (N,).
       losses: the loss of each prediction, shape (N,): 1 where a class is wrong and 0 where it is
         right, for a wanted error rate.
-      risk: the highest mean loss of what is kept, above 0.
+      risk: the highest mean loss of the kept predictions, above 0.
 
     Returns:
-      A `SelectiveThreshold`; all predictions of equal uncertainty are kept or none.
+      A `SelectiveThreshold`; of predictions with equal uncertainty it keeps all or none.
 
     Raises:
       ValueError: if shapes do not match, something is NaN, or `risk` is not positive.
@@ -59,9 +61,9 @@ def selective_threshold(
     check_positive("risk", risk, "a risk of 0 asks for predictions that are never wrong")
     curve = risk_coverage_curve(uncertainty, losses)
     ascending = jnp.sort(jnp.asarray(uncertainty, curve.risk.dtype))
-    # Equal uncertainties end at the last of them: the others are no places to stop.
+    # Of equal uncertainties only the last is a possible threshold.
     last = jnp.append(ascending[1:] > ascending[:-1], True)
-    # Sums of losses are rounded; a risk that is met exactly is met.
+    # Sums of losses are rounded, and a risk that is met exactly counts as met.
     rounding = 1e-6 * jnp.abs(jnp.asarray(risk, curve.risk.dtype))
     met = last & (curve.risk <= risk + rounding)
     at = ascending.size - 1 - jnp.argmax(met[::-1])

@@ -1,4 +1,7 @@
-"""Arrays in, scalars and curves out: how good, and how well calibrated, predictions are."""
+"""Measures of predictions: accuracy, likelihood, calibration, ranking, intervals.
+
+Each takes arrays and returns a scalar or a curve.
+"""
 
 from l2m_optax.metrics._calibration import (
     ReliabilityCurve,

@@ -1,6 +1,6 @@
-"""What metrics take, checked and in float32 at least.
+"""The checks that all metrics share; each returns the arguments in float32 or wider.
 
-What is traced cannot be refused: there, unsound values become NaN, and so does the metric.
+Traced values cannot raise an error. There a bad value becomes NaN, and so does the metric.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.checks import complaint, few, is_concrete
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike
 
-# How far from 1 a softmax may sum, where rounding alone takes it past 1e-3: two units of rounding.
+# Rows may sum to 1 within 1e-3. In these narrow types rounding alone can exceed that, so two units
+# of rounding are allowed.
 _SUM_TOLERANCE = {"bfloat16": 2.0**-6, "float16": 2.0**-9}
 
 
 def classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
-    """Probabilities (N, K) and labels (N,), or an error; under `jit`, NaN for an unsound row."""
+    """Check probabilities (N, K) and labels (N,); under `jit` a bad row becomes NaN."""
     (table,), truth = as_statistics(probs), jnp.asarray(labels)
     remedy = "pass one row of class probabilities an example"
     filled = table.ndim == 2 and table.size
@@ -41,14 +42,14 @@ def classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
         in_range = low >= 0 and high < table.shape[1]
         expected = f"0 to {table.shape[1] - 1}"
         require(in_range, where, expected, f"{low} to {high}", "number the classes from 0")
-    # A narrow type cannot hold the number of classes with which labels are compared.
+    # The number of classes may not fit into the labels' type: 300 does not fit into int8.
     truth = truth.astype(jnp.int32) if truth.dtype.itemsize < 4 else truth
     sound = summed & (lows >= 0) & (truth >= 0) & (truth < table.shape[1])
     return jnp.where(sound[:, None], table, jnp.nan), truth
 
 
 def detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:
-    """Scores and booleans (N,) of both kinds, or an error; under `jit`, NaN beside a bad flag."""
+    """Check scores (N,) and flags (N,) of both kinds; under `jit` a bad flag's score is NaN."""
     (values,), flags = as_statistics(scores), jnp.asarray(positives)
     remedy = "pass one score and one flag an example"
     require(
@@ -57,9 +58,9 @@ def detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:
     require_equal_shapes(scores=values, positives=flags)
     require_numbers(scores=values)
     if is_concrete(flags):
-        kinds = set(np.unique(np.asarray(flags)).tolist())
+        kinds = np.unique(np.asarray(flags)).tolist()
         remedy = "positives are compared with negatives"
-        require(kinds == {0, 1}, "positives", "both 0 and 1", sorted(kinds), remedy)
+        require(kinds == [0, 1], "positives", "both 0 and 1", few(kinds), remedy)
     sound = (flags == 0) | (flags == 1)
     return jnp.where(sound, values, jnp.nan), flags == 1
 
@@ -67,7 +68,7 @@ def detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:
 def gaussian(
     mean: ArrayLike, variance: ArrayLike, targets: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """Three arrays of one shape, or an error; under `jit`, NaN for a variance not above 0."""
+    """Check three arrays of one shape; under `jit` a variance that is not positive is NaN."""
     m, v, y = as_statistics(mean, variance, targets)
     require_equal_shapes(mean=m, variance=v, targets=y)
     require_numbers(mean=m, variance=v, targets=y)
@@ -78,7 +79,7 @@ def gaussian(
 
 
 def intervals(lower: ArrayLike, upper: ArrayLike, **others: Array) -> tuple[Array, Array]:
-    """Lower and upper ends, or an error; under `jit`, both NaN where an interval is reversed."""
+    """Check lower and upper ends; under `jit` both ends of a reversed interval are NaN."""
     low, high = as_statistics(lower, upper)
     require_equal_shapes(lower=low, upper=high, **others)
     require_numbers(lower=low, upper=high, **others)
@@ -91,7 +92,7 @@ def intervals(lower: ArrayLike, upper: ArrayLike, **others: Array) -> tuple[Arra
 
 
 def ensemble(samples: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
-    """Finite draws (S, ...), at least 2 of them, and targets (...), or an error."""
+    """Check at least 2 finite draws, shape (S, ...), and their targets, shape (...)."""
     draws, y = as_statistics(samples, targets)
     expected = f"shape (S, {', '.join(map(str, y.shape))}) with S at least 2"
     shaped = draws.shape[1:] == y.shape and draws.ndim and draws.shape[0] >= 2
@@ -106,12 +107,12 @@ def ensemble(samples: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
 
 
 def as_statistics(*arrays: ArrayLike) -> tuple[Array, ...]:
-    """Float32 at least."""
+    """The arrays in float32, or in their own type where it is wider."""
     return tuple(jnp.asarray(a, statistics_dtype(a)) for a in arrays)
 
 
 def require_equal_shapes(**arrays: Array) -> None:
-    """Refuse empty arrays, and those that are not in the shape of the first."""
+    """Refuse empty arrays, and arrays whose shape is not that of the first."""
     (name, first), *others = arrays.items()
     remedy = f"give it the shape of {name}"
     require(first.size, name, "at least one entry", first.shape, "pass data")
@@ -130,6 +131,6 @@ def require_numbers(**arrays: Array) -> None:
 
 
 def require(condition: object, where: str, expected: str, got: object, remedy: str) -> None:
-    """Refuse whatever does not meet the condition."""
+    """Raise `ValueError` unless the condition holds."""
     if not condition:
         raise ValueError(complaint(where, expected, str(got), remedy))

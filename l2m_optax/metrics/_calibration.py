@@ -1,4 +1,4 @@
-"""Whether class probabilities are frequencies: reliability curves and what is summed from them."""
+"""Whether class probabilities agree with frequencies: reliability curves, calibration errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from l2m_optax.metrics._classification import hits
 
 
 class ReliabilityCurve(NamedTuple):
-    """How often predictions of like confidence are right, bin by bin.
+    """How often predictions of similar confidence are right, bin by bin.
 
     Attributes:
       confidence: mean confidence in each bin, shape (num_bins,); NaN in an empty one.
@@ -40,10 +40,10 @@ def reliability_curve(
 
     Returns:
       A `ReliabilityCurve`; confidence and accuracy are NaN everywhere if under `jit` a label is out
-      of range or a row of `probs` is no probability.
+      of range or a row of `probs` is not a distribution.
 
     Raises:
-      TypeError: if `labels` or `num_bins` are no integers.
+      TypeError: if `labels` or `num_bins` are not integers.
       ValueError: if ``num_bins < 1``, or as for `negative_log_likelihood`.
 
     Example:
@@ -82,7 +82,7 @@ def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins:
       A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` or `num_bins` are no integers.
+      TypeError: if `labels` or `num_bins` are not integers.
       ValueError: if ``num_bins < 1``, or as for `negative_log_likelihood`.
 
     Example:
@@ -102,8 +102,9 @@ def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins:
 def adaptive_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 15) -> Array:
     r"""`expected_calibration_error` over bins that hold equally many examples.
 
-    The edges are the $b/B$ quantiles of the confidence, each the smallest confidence with at least
-    $b N / B$ examples at or below it; bins are closed on the right, so equal confidences share one.
+    The edges are the $b/B$ quantiles of the confidence: the smallest confidence with at least
+    $b N / B$ examples at or below it. Bins are closed on the right, so equal confidences are in the
+    same bin.
 
     Args:
       probs: class probabilities, shape (N, K).
@@ -114,7 +115,7 @@ def adaptive_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins:
       A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` or `num_bins` are no integers.
+      TypeError: if `labels` or `num_bins` are not integers.
       ValueError: if ``num_bins < 1``, or as for `negative_log_likelihood`.
 
     Example:
@@ -140,8 +141,8 @@ def classwise_calibration_error(
 ) -> Array:
     r"""$\frac1K \sum_k \sum_b \frac{n_{bk}}{N} |\overline{[y = k]}_{bk} - \bar p_{bk}|$.
 
-    The probability of every class is held against how often that class occurs, not only that of
-    the most probable one; bins of each class are those of `expected_calibration_error`.
+    It compares the probability of every class, not only of the most probable one, with how often
+    that class occurs. Each class has the bins of `expected_calibration_error`.
 
     Args:
       probs: class probabilities, shape (N, K).
@@ -152,7 +153,7 @@ def classwise_calibration_error(
       A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` or `num_bins` are no integers.
+      TypeError: if `labels` or `num_bins` are not integers.
       ValueError: if ``num_bins < 1``, or as for `negative_log_likelihood`.
 
     Example:
@@ -178,7 +179,7 @@ def classwise_calibration_error(
 def maximum_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 15) -> Array:
     r"""$\max_b |\mathrm{accuracy}_b - \mathrm{confidence}_b|$ over the bins that are not empty.
 
-    A bin counts however few examples it holds, so with many bins this is mostly noise.
+    A bin with few examples counts as much as a full one, so with many bins this is mostly noise.
 
     Args:
       probs: class probabilities, shape (N, K).
@@ -189,7 +190,7 @@ def maximum_calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: 
       A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` or `num_bins` are no integers.
+      TypeError: if `labels` or `num_bins` are not integers.
       ValueError: if ``num_bins < 1``, or as for `negative_log_likelihood`.
 
     Example:
@@ -216,7 +217,7 @@ def _confidence(probs: ArrayLike, labels: ArrayLike, num_bins: int) -> tuple[Arr
 
 
 def _equal_width(confidence: Array, num_bins: int) -> Array:
-    # Compared with rounded edges: confidence * num_bins may round past an edge it lies on.
+    # Edges, not floor(confidence * num_bins): that product may round past an edge.
     edges = jnp.asarray(np.arange(1, num_bins) / num_bins, confidence.dtype)
     return jnp.searchsorted(edges, confidence, side="left")
 

@@ -1,4 +1,4 @@
-"""How good class probabilities are: log-likelihood, accuracy, Brier score."""
+"""Scores of class probabilities: log-likelihood, accuracy, Brier score."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> Array:
       labels: integer labels, shape (N,).
 
     Returns:
-      A scalar; NaN if under `jit` a label is out of range or a row of `probs` is no probability.
+      A scalar. Under `jit` it is NaN if a label is out of range or a row of `probs` is not a
+      distribution.
 
     Raises:
-      TypeError: if `labels` are no integers.
-      ValueError: if shapes do not match, labels are out of range, or rows of `probs` are no
+      TypeError: if `labels` are not integers.
+      ValueError: if shapes do not match, labels are out of range, or rows of `probs` are not
         probabilities.
 
     Example:
@@ -46,7 +47,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> Array:
       A scalar between 0 and 1; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` are no integers.
+      TypeError: if `labels` are not integers.
       ValueError: as for `negative_log_likelihood`.
 
     Example:
@@ -70,7 +71,7 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
       A scalar between 0 and 2; NaN as for `negative_log_likelihood`.
 
     Raises:
-      TypeError: if `labels` are no integers.
+      TypeError: if `labels` are not integers.
       ValueError: as for `negative_log_likelihood`.
 
     Example:
@@ -88,6 +89,6 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
 
 
 def hits(probs: Array, labels: Array) -> Array:
-    """1 where the most probable class is the label, 0 elsewhere; NaN where the row is."""
+    """1 where the most probable class is the label, 0 elsewhere; NaN where the row is NaN."""
     right = (jnp.argmax(probs, axis=1) == labels).astype(probs.dtype)
     return jnp.where(jnp.isnan(probs[:, 0]), jnp.nan, right)

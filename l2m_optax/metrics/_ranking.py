@@ -1,6 +1,6 @@
-"""Whether scores tell two kinds of examples apart, as in out-of-distribution detection.
+"""How well scores separate two kinds of examples, as in out-of-distribution detection.
 
-Equal scores enter together, as one threshold; nothing depends on the order of the examples.
+Examples with equal scores share one threshold, so the order of the examples does not matter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from l2m_optax.metrics._arguments import detection
 def auroc(scores: ArrayLike, positives: ArrayLike) -> Array:
     r"""Probability that a positive scores higher than a negative, ties counted half.
 
-    This is the area under the receiver operating characteristic; for out-of-distribution detection
-    the scores are uncertainties and the positives are what lies outside.
+    This is the area under the receiver operating characteristic. For out-of-distribution detection
+    the scores are uncertainties and the positives are the inputs of another kind.
 
     Args:
       scores: real scores, shape (N,).
@@ -45,9 +45,10 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> Array:
 def aupr(scores: ArrayLike, positives: ArrayLike) -> Array:
     r"""Area under the precision-recall curve as a sum of steps, also called average precision.
 
-    $\sum_t (R_t - R_{t-1}) P_t$ over the thresholds t from high to low, with P the precision and R
-    the recall of calling positive what scores at least t: the mean over positives of the precision
-    at their own score. A score that tells nothing has the share of positives.
+    $\sum_t (R_t - R_{t-1}) P_t$ over the thresholds t from high to low. An example is called
+    positive if its score is at least t; P is the precision of this rule and R its recall. It equals
+    the mean, over positives, of the precision at their own score. A score without information
+    gives the share of positives.
 
     Args:
       scores: real scores, shape (N,).
@@ -74,8 +75,8 @@ def aupr(scores: ArrayLike, positives: ArrayLike) -> Array:
 def fpr_at_95_tpr(scores: ArrayLike, positives: ArrayLike) -> Array:
     r"""Share of negatives called positive by the highest threshold that finds 95% of positives.
 
-    Found is what scores at least the threshold. Some authors call the in-distribution examples
-    positive: pass the negated uncertainties for that.
+    An example is called positive if its score is at least the threshold. Some authors call the
+    in-distribution examples positive: pass the negated uncertainties for that.
 
     Args:
       scores: real scores, shape (N,).
@@ -101,12 +102,12 @@ def fpr_at_95_tpr(scores: ArrayLike, positives: ArrayLike) -> Array:
 
 @jax.jit
 def _auroc(scores: Array, positives: Array) -> Array:
-    """Wins of positives over negatives."""
+    """The share of pairs in which the positive scores higher; a tie is half a win."""
     negatives = jnp.sort(jnp.where(positives, jnp.inf, scores))
     num_negatives = jnp.sum(~positives)
     below = jnp.minimum(jnp.searchsorted(negatives, scores, side="left"), num_negatives)
     at_most = jnp.minimum(jnp.searchsorted(negatives, scores, side="right"), num_negatives)
-    # A mean of shares below 1 keeps its digits where a sum of ranks would pass 2**24.
+    # A mean of shares, not a sum of ranks: such a sum loses digits in float32 above 2**24.
     share = 0.5 * (below + at_most).astype(scores.dtype) / num_negatives
     area = jnp.sum(jnp.where(positives, share, 0.0)) / jnp.sum(positives)
     return _of_sound(area, scores, positives)
@@ -116,7 +117,7 @@ def _auroc(scores: Array, positives: Array) -> Array:
 def _aupr(scores: Array, positives: Array) -> Array:
     """The mean over positives of the precision at their score."""
     num_positives = jnp.sum(positives)
-    # Negatives are sorted to the end, where they are not counted as below anything.
+    # Negatives become inf and are sorted to the end, so that they are never counted.
     only_positives = jnp.sort(jnp.where(positives, scores, jnp.inf))
     found = num_positives - jnp.searchsorted(only_positives, scores, side="left")
     called = scores.size - jnp.searchsorted(jnp.sort(scores), scores, side="left")
@@ -127,7 +128,7 @@ def _aupr(scores: Array, positives: Array) -> Array:
 
 @jax.jit
 def _fpr_at_95_tpr(scores: Array, positives: Array) -> Array:
-    """The rate at the score of the positive that completes 95%."""
+    """The threshold is the score of the positive with which 95% of positives are found."""
     num_positives = jnp.sum(positives)
     enough = num_positives - num_positives // 20  # 95% rounded up, exactly
     ascending = jnp.sort(jnp.where(positives, scores, -jnp.inf))
@@ -137,6 +138,6 @@ def _fpr_at_95_tpr(scores: Array, positives: Array) -> Array:
 
 
 def _of_sound(value: Array, scores: Array, positives: Array) -> Array:
-    """The value; NaN if a score is, or if there is one kind only."""
+    """The value, or NaN if a score is NaN or one kind is missing."""
     sound = jnp.all(~jnp.isnan(scores)) & jnp.any(positives) & jnp.any(~positives)
     return jnp.where(sound, value, jnp.nan)

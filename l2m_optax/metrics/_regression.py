@@ -1,4 +1,4 @@
-"""How good, how well calibrated and how sharp Gaussians and intervals are."""
+"""Errors, scores and coverage of Gaussian predictions and of intervals."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def gaussian_interval(
       level: probability of the interval, above 0 and below 1; static under `jit`.
 
     Returns:
-      The lower and the upper ends, in the unit of the mean: what `picp` and `mean_interval_width`
-      take.
+      The lower and the upper ends, in the unit of the mean: arguments of `picp` and
+      `mean_interval_width`.
 
     Raises:
       ValueError: as for `interval_coverage`.
@@ -166,9 +166,9 @@ def gaussian_interval(
 
 
 def picp(lower: ArrayLike, upper: ArrayLike, targets: ArrayLike) -> Array:
-    """Prediction interval coverage probability: the share of targets inside of their intervals.
+    """Prediction interval coverage probability: the share of targets inside their intervals.
 
-    For intervals of any kind, such as quantiles of draws; the ends belong to the interval.
+    The intervals may be of any kind, such as quantiles of draws. They include their ends.
 
     Args:
       lower: lower ends, any shape.
@@ -198,7 +198,7 @@ def picp(lower: ArrayLike, upper: ArrayLike, targets: ArrayLike) -> Array:
 
 
 def mean_interval_width(lower: ArrayLike, upper: ArrayLike) -> Array:
-    """Mean of upper - lower: how sharp intervals are; to be read next to `picp`.
+    """Mean of upper - lower: how narrow the intervals are. Read it next to `picp`.
 
     Args:
       lower: lower ends, any shape.
@@ -224,7 +224,7 @@ def mean_interval_width(lower: ArrayLike, upper: ArrayLike) -> Array:
 
 
 def _half_width(level: float) -> float:
-    """How many deviations the central interval reaches to each side."""
+    """Half the width of the central interval, in standard deviations."""
     if not 0.0 < level < 1.0:
         raise ValueError(complaint("level", "0 < level < 1", str(level), "pass 0.95 for 95%"))
     return -NormalDist().inv_cdf(0.5 - 0.5 * float(level))  # exact for levels near 1

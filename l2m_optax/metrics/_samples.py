@@ -1,7 +1,7 @@
-"""Proper scores of predictions that are known by draws only.
+"""Proper scores of predictions that are given as draws.
 
-Both are the fair estimators, unbiased for what infinitely many draws would score, so a score of few
-draws may be compared with one of many, and may fall below 0.
+Both are "fair" estimators: their expectation is the score of infinitely many draws. So scores of
+few and of many draws can be compared; a single score may be below 0.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from l2m_optax.metrics._arguments import ensemble, require
 def sample_crps(samples: ArrayLike, targets: ArrayLike) -> Array:
     r"""Mean continuous ranked probability score of draws, the fair estimator.
 
-    $\frac1S \sum_i |x_i - y| - \frac{1}{2 S (S-1)} \sum_{ij} |x_i - x_j|$, whose expectation is
-    that of $E|X - y| - \frac12 E|X - X'|$. The draws are of observations, so with their noise.
+    $\frac1S \sum_i |x_i - y| - \frac{1}{2 S (S-1)} \sum_{ij} |x_i - x_j|$, an unbiased estimate
+    of $E|X - y| - \frac12 E|X - X'|$. The draws must be of observations, so they include the noise.
 
     Args:
       samples: S draws, shape (S, ...), with S at least 2.
@@ -42,7 +42,7 @@ def sample_crps(samples: ArrayLike, targets: ArrayLike) -> Array:
     draws, targets = ensemble(samples, targets)
     size = draws.shape[0]
     errors = jnp.sort(draws - targets, axis=0)
-    # Of sorted draws, the k-th is subtracted from S - k others, and k - 1 are subtracted from it.
+    # Among sorted draws the k-th is the larger one of k - 1 pairs, the smaller one of S - k.
     weights = (2 * jnp.arange(1, size + 1) - size - 1).astype(errors.dtype) / size
     spread = jnp.tensordot(weights, errors, axes=1, precision="highest") / (size - 1)
     return jnp.mean(jnp.mean(jnp.abs(errors), axis=0) - spread)
@@ -51,8 +51,8 @@ def sample_crps(samples: ArrayLike, targets: ArrayLike) -> Array:
 def energy_score(samples: ArrayLike, targets: ArrayLike) -> Array:
     r"""Mean energy score of draws of vectors, the fair estimator.
 
-    $\frac1S \sum_i \|x_i - y\| - \frac{1}{2 S (S-1)} \sum_{ij} \|x_i - x_j\|$: `sample_crps` for
-    D outputs judged together, which equals it for D = 1. It takes S² differences, S at a time.
+    $\frac1S \sum_i \|x_i - y\| - \frac{1}{2 S (S-1)} \sum_{ij} \|x_i - x_j\|$: `sample_crps`
+    for vectors; both are equal for D = 1. It computes S² differences, S at a time.
 
     Args:
       samples: S draws, shape (S, ..., D), with S at least 2.
@@ -80,7 +80,7 @@ def energy_score(samples: ArrayLike, targets: ArrayLike) -> Array:
     size = draws.shape[0]
 
     def distance(shift: Array) -> Array:
-        """From each draw to another; never to itself, where a norm has no gradient."""
+        """Mean distance of each draw to another one; the norm has no gradient at distance 0."""
         return jnp.mean(jnp.linalg.norm(draws - jnp.roll(draws, shift, axis=0), axis=-1))
 
     spread = jnp.mean(jax.lax.map(distance, jnp.arange(1, size)))

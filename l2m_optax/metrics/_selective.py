@@ -1,4 +1,4 @@
-"""Whether uncertainty tells which predictions to leave out: risk against coverage."""
+"""Risk against coverage: how far dropping uncertain predictions lowers the mean loss."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class RiskCoverageCurve(NamedTuple):
 def risk_coverage_curve(uncertainty: ArrayLike, losses: ArrayLike) -> RiskCoverageCurve:
     r"""Mean loss of the n least uncertain predictions, for n from 1 to N.
 
-    Equal uncertainties give no order, so the risk is its mean over all orders of theirs.
+    Predictions of equal uncertainty have no order; the risk is the mean over all their orders.
 
     Args:
-      uncertainty: any number that is higher where less is known, shape (N,).
+      uncertainty: any score that is higher where the prediction is less certain, shape (N,).
       losses: the loss of each prediction, shape (N,): 1 where a class is wrong and 0 where it is
         right, a squared error, a negative log-likelihood.
 
@@ -66,7 +66,7 @@ def aurc(uncertainty: ArrayLike, losses: ArrayLike) -> Array:
     r"""Area under the risk-coverage curve, $\frac1N \sum_n \mathrm{risk}(n / N)$.
 
     Args:
-      uncertainty: any number that is higher where less is known, shape (N,).
+      uncertainty: any score that is higher where the prediction is less certain, shape (N,).
       losses: the loss of each prediction, shape (N,), as for `risk_coverage_curve`.
 
     Returns:
@@ -92,7 +92,7 @@ def aurc(uncertainty: ArrayLike, losses: ArrayLike) -> Array:
 def _risk_coverage_curve(uncertainty: Array, losses: Array) -> RiskCoverageCurve:
     size = uncertainty.size
     ascending = jnp.sort(uncertainty)
-    # Which examples are equal: the index at which their value first occurs.
+    # Examples of equal uncertainty share a group: the index where their value first occurs.
     group = jnp.searchsorted(ascending, uncertainty, side="left")
     sums = jax.ops.segment_sum(losses, group, size)
     counts = jax.ops.segment_sum(jnp.ones_like(losses), group, size)
