@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,19 +28,50 @@ def path_name(path: Sequence[Any], root: str = "params") -> str:
     return root + jax.tree_util.keystr(tuple(path))
 
 
+def or_nan(value: Any, sound: Callable[[Any], Any]) -> Any:
+    """`value`, with NaN wherever it is traced and not `sound`: what is traced cannot raise.
+
+    What is concrete was checked before, and stays as it is.
+    """
+    return value if is_concrete(value) else jnp.where(sound(value), value, jnp.nan)
+
+
+def is_positive(x: Any) -> Any:
+    """Where numbers are positive and finite."""
+    return (x > 0) & (x < math.inf)
+
+
+def is_not_negative(x: Any) -> Any:
+    """Where numbers are 0 or more, and finite."""
+    return (x >= 0) & (x < math.inf)
+
+
 def check_positive(name: str, value: Any, remedy: str) -> None:
     """Refuse numbers that are not positive and finite; traced values pass.
 
     Raises:
       ValueError: if any entry is zero, negative, infinite or NaN.
     """
-    for leaf in jax.tree.leaves(value):
-        if not is_concrete(leaf):
-            continue
+    _check_numbers(name, value, is_positive, "a positive finite number", remedy)
+
+
+def check_not_negative(name: str, value: Any, remedy: str) -> None:
+    """Refuse numbers that are negative, infinite or NaN; traced values pass.
+
+    Raises:
+      ValueError: if any entry is one of these.
+    """
+    _check_numbers(name, value, is_not_negative, "a finite number of at least 0", remedy)
+
+
+def _check_numbers(
+    name: str, value: Any, sound: Callable[[Any], Any], expected: str, remedy: str
+) -> None:
+    for leaf in filter(is_concrete, jax.tree.leaves(value)):
         numbers = np.asarray(leaf, dtype=np.float64)
-        bad = numbers[~(np.isfinite(numbers) & (numbers > 0))]
-        if bad.size:
-            raise ValueError(complaint(name, "a positive finite number", few(bad), remedy))
+        wrong = numbers[~sound(numbers)]
+        if wrong.size:
+            raise ValueError(complaint(name, expected, few(wrong), remedy))
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
@@ -57,7 +88,11 @@ def check_count(name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(complaint(name, f"at least {minimum}", str(value), remedy))
 
 
-def check_floating(tree: PyTree, root: str = "params") -> None:
+def check_floating(
+    tree: PyTree,
+    root: str = "params",
+    remedy: str = "keep such leaves out of the params (close over them in apply_fn)",
+) -> None:
     """Refuse leaves that are no real floating-point arrays.
 
     Raises:
@@ -66,7 +101,6 @@ def check_floating(tree: PyTree, root: str = "params") -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            remedy = "keep such leaves out of the params (close over them in apply_fn)"
             raise TypeError(
                 complaint(path_name(path, root), "a real floating-point array", str(dtype), remedy)
             )
@@ -114,7 +148,7 @@ def check_alive(tree: PyTree, root: str) -> None:
 
 
 class _Census(NamedTuple):
-    """What is wrong in one array of second moments, as counts."""
+    """What is wrong in one array, as counts."""
 
     non_finite: Array
     negative: Array
@@ -122,8 +156,24 @@ class _Census(NamedTuple):
 
 
 @jax.jit
-def _census(leaves: list[Array]) -> list[_Census]:
+def _count(leaves: list[Array]) -> list[_Census]:
     return [_Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0)) for x in leaves]
+
+
+def _census(tree: PyTree, root: str) -> list[tuple[str, int, _Census]]:
+    """The path, the size and the census of each array, if none is traced; one pass where they lie.
+
+    Arrays that a function under `jit` closes over are not traced, and are counted at once.
+    """
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
+        return []
+    with jax.ensure_compile_time_eval():
+        counts = jax.device_get(_count([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
+    return [
+        (path_name(path, root), math.prod(jnp.shape(leaf)), census)
+        for (path, leaf), census in zip(paths_and_leaves, counts, strict=True)
+    ]
 
 
 def check_finite(tree: PyTree, root: str, remedy: str) -> None:
@@ -132,58 +182,39 @@ def check_finite(tree: PyTree, root: str, remedy: str) -> None:
     Raises:
       FloatingPointError: naming the first array that holds one.
     """
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
-        return
-    counts = jax.device_get(_census([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
-    for (path, leaf), census in zip(paths_and_leaves, counts, strict=True):
-        if census.non_finite:
-            got = f"{census.non_finite} NaN or infinite of {math.prod(jnp.shape(leaf))}"
-            raise FloatingPointError(complaint(path_name(path, root), "finite values", got, remedy))
+    for where, size, census in _census(tree, root):
+        _check_census_finite(where, size, census, remedy)
+
+
+def _check_census_finite(where: str, size: int, census: _Census, remedy: str) -> None:
+    if census.non_finite:
+        got = f"{census.non_finite} NaN or infinite of {size}"
+        raise FloatingPointError(complaint(where, "finite values", got, remedy))
 
 
 def check_second_moment(nu: PyTree, root: str = "nu") -> None:
     """Refuse values that no mean of squares can have; traced arrays pass.
 
     Raises:
+      TypeError: if an array is not of real floating-point numbers.
       FloatingPointError: if an entry is NaN or infinite.
       ValueError: if an entry is negative, or if every entry is zero.
     """
+    track = "chain l2m_optax.track_second_moment in front"
+    check_floating(nu, root, f"this array is no second moment; {track}")
     check_alive(nu, root)
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(nu)
-    if not paths_and_leaves or not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
-        return
-    counts = jax.device_get(_census([leaf for _, leaf in paths_and_leaves]))
-    for (path, leaf), census in zip(paths_and_leaves, counts, strict=True):
-        where, size = path_name(path, root), math.prod(jnp.shape(leaf))
-        if census.non_finite:
-            raise FloatingPointError(
-                complaint(
-                    where,
-                    "finite values",
-                    f"{census.non_finite} NaN or infinite of {size}",
-                    "training diverged: take the state of an earlier step",
-                )
-            )
+    found = _census(nu, root)
+    for where, size, census in found:
+        diverged = "training diverged: take the state of an earlier step"
+        _check_census_finite(where, size, census, diverged)
         if census.negative:
-            raise ValueError(
-                complaint(
-                    where,
-                    "a mean of squares, so nothing below 0",
-                    f"{census.negative} negative of {size}",
-                    "this array is no second moment; chain l2m_optax.track_second_moment in front",
-                )
-            )
-    if not any(census.positive for census in counts):
-        raise ValueError(
-            complaint(
-                root,
-                "some positive entries",
-                "zeros everywhere",
-                "no gradient was ever squared, or it underflowed: keep the moment in float32 "
-                "with l2m_optax.track_second_moment",
-            )
-        )
+            expected, got = "a mean of squares, so nothing below 0", f"{census.negative} negative"
+            remedy = f"this array is no second moment; {track}"
+            raise ValueError(complaint(where, expected, f"{got} of {size}", remedy))
+    if found and not any(census.positive for _, _, census in found):
+        remedy = "no gradient was ever squared, or it underflowed: keep the moment in float32 with "
+        remedy += "l2m_optax.track_second_moment"
+        raise ValueError(complaint(root, "some positive entries", "zeros everywhere", remedy))
 
 
 def few(values: Iterable[Any], most: int = 3) -> str:

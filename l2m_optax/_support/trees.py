@@ -1,7 +1,8 @@
-"""Trees with holes: a `None` where a leaf has no second moment and so is a point."""
+"""Trees of which some leaves are fixed: `None` where a leaf has no second moment; and paths."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,20 +16,38 @@ def free(tree: PyTree, like: PyTree) -> PyTree:
     """The leaves of `tree` at which `like` has one; `None` elsewhere."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = zip(leaves, subtrees(like, tree), strict=True)
-    return jax.tree.unflatten(treedef, [None if hole is None else leaf for leaf, hole in pairs])
+    return jax.tree.unflatten(treedef, [None if held is None else leaf for leaf, held in pairs])
 
 
 def fill(tree: PyTree, background: PyTree) -> PyTree:
-    """`tree` with its holes filled from `background`: the inverse of `free`."""
+    """`tree` with each `None` replaced by the leaf of `background`: the inverse of `free`."""
     leaves, treedef = jax.tree.flatten(background)
     pairs = zip(leaves, subtrees(tree, background), strict=True)
-    return jax.tree.unflatten(treedef, [leaf if hole is None else hole for leaf, hole in pairs])
+    return jax.tree.unflatten(treedef, [leaf if held is None else held for leaf, held in pairs])
 
 
 def subtrees(tree: PyTree, like: PyTree) -> list[Any]:
-    """What `tree` holds where `like` has its leaves: a leaf, a subtree or the `None` of a hole."""
+    """What `tree` holds where `like` has its leaves: a leaf, a subtree or `None`."""
     treedef: Any = jax.tree.structure(like)
     return list(treedef.flatten_up_to(tree))
+
+
+def entry_key(entry: Any) -> Any:
+    """The key in one entry of a path: of a dictionary, of a sequence, or an attribute's name."""
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            return getattr(entry, name)
+    return entry
+
+
+def words(path: Iterable[Any]) -> tuple[str, ...]:
+    """The keys of a path as strings, the same with and without the types of the containers.
+
+    Without a last ``value`` too: flax nnx wraps leaves in variables, of which those of the
+    parameters and of the state need not agree. No two leaves of a tree differ in that alone.
+    """
+    keys = tuple(str(entry_key(entry)) for entry in path)
+    return keys[:-1] if keys[-1:] == ("value",) else keys
 
 
 def broadcast(prefix: PyTree, like: PyTree) -> PyTree:
@@ -57,7 +76,7 @@ def total(tree: PyTree) -> Array:
 
 
 def align(tree: PyTree, params: PyTree, root: str) -> PyTree:
-    """The leaves of `tree` in the structure of `params`, matched by path; holes stay holes.
+    """The leaves of `tree` in the structure of `params`, matched by path; `None` stays.
 
     Raises:
       ValueError: naming the first leaf that is missing, superfluous or of another shape.

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import is_concrete
+from l2m_optax._support.checks import complaint, is_concrete, is_not_negative
 from l2m_optax._support.trees import align, broadcast, statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike, PyTree
+
+
+NEGLIGIBLE = 0.01
+"""The relative error of a moment that may be passed over."""
 
 
 class SecondMoment(NamedTuple):
     """A running mean of squared gradients, as the optimizer holds it, and what undoes its bias.
 
+    Numbers have shape (), or the leading axes of an ensemble where `nu` has them too.
+
     Attributes:
-      nu: the optimizer's own arrays, in the structure of the parameters; `None` at a leaf that has
-        no second moment.
-      weight: what the weights of the mean sum to, a scalar or a prefix tree of `nu` (an array has
-        the leading axes of an ensemble):
+      nu: the optimizer's own arrays, in the structure of the parameters and of their shapes; `None`
+        at a leaf that has no second moment.
+      weight: what the weights of the mean sum to, a number or a prefix tree of `nu`:
         ``1 - decay**count`` for a mean that started from zero, 1 for one that is unbiased.
-      count: number of updates the mean has seen, int32 of shape (), or `None` where unknown.
-      decay: decay of the mean, float of shape (), or `None` where unknown.
-      mu: the running mean of the gradients themselves, or `None`.
+      count: number of updates the mean has seen, int32, or `None` where unknown.
+      decay: decay of the mean, float, or `None` where unknown.
+      mu: the running mean of the gradients themselves, like `nu`, or `None`.
       mu_weight: what the weights of `mu` sum to.
-      mu_decay: decay of `mu`, or `None` where unknown.
-      offset: what `nu` holds besides the weighted mean, a scalar or a prefix tree of `nu`: the
+      mu_decay: decay of `mu`, float, or `None` where unknown.
+      offset: what `nu` holds besides the weighted mean, a number or a prefix tree of `nu`: the
         initial value of adagrad.
       micro_steps: batches whose gradients are averaged before they are squared, as
-        `optax.MultiSteps` does; `laplace` multiplies the batch size by it.
+        `optax.MultiSteps` does, a whole number; `laplace` multiplies the batch size by it.
     """
 
     nu: PyTree
@@ -51,7 +56,8 @@ def debiased(moment: SecondMoment) -> PyTree:
       moment: a `SecondMoment`.
 
     Returns:
-      A tree like ``moment.nu``.
+      A tree like ``moment.nu``. An entry that no mean of squares can have (it is negative, infinite
+      or NaN) gives NaN, for under `jit` it cannot be refused.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,6 +72,7 @@ def debiased(moment: SecondMoment) -> PyTree:
 
 def _debias_leaf(nu: Array, weight: ArrayLike, offset: ArrayLike) -> Array:
     held = jnp.asarray(nu, statistics_dtype(nu))
+    held = jnp.where(is_not_negative(held), held, jnp.nan)
     if not isinstance(offset, int | float) or offset != 0:
         # Rounding may leave less than the offset where no gradient ever came.
         held = jnp.maximum(held - leading(offset, held), 0.0)
@@ -86,6 +93,37 @@ def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
     if not is_concrete(count):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
     return jnp.asarray(-np.expm1(np.asarray(count, np.float64) * log_decay), jnp.float32)
+
+
+def mean_variance_ratio(decay: ArrayLike) -> Any:
+    r"""The variance of a running mean over the variance of what it averages: $(1-b)/(1+b)$.
+
+    A mean that started long ago, $m_t = (1-b) \sum_s b^{t-s} x_s$, of independent $x_s$ with the
+    variance $\sigma^2$ has the variance $\sigma^2 (1-b)^2 / (1 - b^2)$.
+
+    Args:
+      decay: b.
+    """
+    b: Any = decay
+    return (1.0 - b) / (1.0 + b)
+
+
+def check_updated(path: str, count: ArrayLike | None) -> None:
+    """Refuse a state that has seen no gradient.
+
+    Raises:
+      ValueError: if `count` is known and 0 or less.
+    """
+    if count is not None and is_concrete(count) and np.any(np.asarray(count) <= 0):
+        remedy = "train first: pass the state that the last update returned"
+        raise ValueError(complaint(f"{path}.count", "at least one update", str(count), remedy))
+
+
+def updated_weight(weight: ArrayLike | PyTree, count: ArrayLike | None) -> ArrayLike | PyTree:
+    """`weight`, or NaN for a state that has seen no gradient and cannot be refused under `jit`."""
+    if count is None or is_concrete(count):
+        return weight
+    return jax.tree.map(lambda w: jnp.where(count > 0, w, jnp.nan), weight)
 
 
 def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any, NamedTuple
 
@@ -9,15 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import complaint, is_concrete, path_name
-from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.trees import statistics_dtype, words
 from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._factored import rows_and_columns
 from l2m_optax.moments._identify import Identification, LeafMoment
-from l2m_optax.moments._moment import SecondMoment, bias_weight
+from l2m_optax.moments._moment import (
+    NEGLIGIBLE,
+    SecondMoment,
+    bias_weight,
+    check_updated,
+    updated_weight,
+)
 
-_KEY = re.compile(r"(?P<quoted>\['[^']*'\])|\.(?P<field>\w+)|\[(?P<index>\d+)\]")
-_NEGLIGIBLE = 0.01
+_ENTRY = re.compile(
+    r"""\.(?P<field>\w+) | \[(?P<key> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\]]* )\]""",
+    re.VERBOSE,
+)
+"""One entry of a path as `jax.tree_util.keystr` writes it."""
 
 
 class _Scale(NamedTuple):
@@ -57,8 +67,7 @@ def read(
       TypeError: if the state is not one of that transformation.
       ValueError: if the state was never updated, or does not count and `count` is not given.
     """
-    named = jax.tree_util.tree_leaves_with_path(opt_state)
-    arrays = {_plain(path_name(path, "")): leaf for path, leaf in named}
+    arrays = {words(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
     parts = {_part(m): _scale(m, arrays, decay, count) for m in found.moments}
     scales = [None if m is None else parts[_part(m)] for m in found.leaves]
     one = next(iter(parts.values()))
@@ -75,17 +84,6 @@ def read(
     return _with_mean(moment, found, arrays, mean_decay) if alone else moment
 
 
-def check_updated(path: str, count: ArrayLike | None) -> None:
-    """Refuse a state that has seen no gradient.
-
-    Raises:
-      ValueError: if `count` is known and 0 or less.
-    """
-    if count is not None and is_concrete(count) and np.any(np.asarray(count) <= 0):
-        remedy = "train first: pass the state that the last update returned"
-        raise ValueError(complaint(f"{path}.count", "at least one update", str(count), remedy))
-
-
 def _tree(found: Identification, leaves: list[Any]) -> PyTree:
     return found.treedef.unflatten(leaves)
 
@@ -97,13 +95,16 @@ def _part(moment: LeafMoment) -> LeafMoment:
 
 
 def _scale(
-    moment: LeafMoment, arrays: dict[str, Any], decay: ArrayLike | None, given: ArrayLike | None
+    moment: LeafMoment,
+    arrays: dict[tuple[str, ...], Any],
+    decay: ArrayLike | None,
+    given: ArrayLike | None,
 ) -> _Scale:
     """The weight and the offset of the arrays of one part."""
     count = _count(moment, arrays, given)
     scale = moment.rescaling**2 * moment.variance_factor
     if moment.kind in ("unbiased", "factored"):
-        return _Scale(scale, 0.0, count, moment.decay)
+        return _Scale(updated_weight(scale, count), 0.0, count, moment.decay)
     if count is None:
         raise ValueError(
             complaint(
@@ -114,16 +115,20 @@ def _scale(
             )
         )
     if moment.kind == "sum":
-        return _Scale(scale * jnp.asarray(count, jnp.float32), moment.initial, count, None)
+        total = scale * jnp.asarray(count, jnp.float32)
+        return _Scale(updated_weight(total, count), moment.initial, count, None)
     decay = _injected_decay(moment, arrays) if decay is None else decay
     weight = bias_weight(decay, count)
     if moment.kind == "centered":
         _check_settled(moment, count)
     offset = moment.initial * (1.0 - weight) if moment.initial else 0.0
-    return _Scale(weight if scale == 1.0 else scale * weight, offset, count, decay)
+    weight = weight if scale == 1.0 else scale * weight
+    return _Scale(updated_weight(weight, count), offset, count, decay)
 
 
-def _count(moment: LeafMoment, arrays: dict[str, Any], given: ArrayLike | None) -> ArrayLike | None:
+def _count(
+    moment: LeafMoment, arrays: dict[tuple[str, ...], Any], given: ArrayLike | None
+) -> ArrayLike | None:
     """The number of updates: the state's, or else the caller's."""
     count = given
     if moment.count is not None:
@@ -134,28 +139,26 @@ def _count(moment: LeafMoment, arrays: dict[str, Any], given: ArrayLike | None) 
     return count
 
 
-def _held(path: str, arrays: dict[str, Any]) -> Any:
-    if _plain(path) not in arrays:
+def _held(path: str, arrays: dict[tuple[str, ...], Any]) -> Any:
+    """What the state holds at `path`; its containers may have lost their types."""
+    keys = words(_keys(path))
+    if keys not in arrays:
         remedy = "pass the transformation that made the state, and a state with its structure"
         got = f"no such array among {len(arrays)}"
         raise TypeError(complaint(f"opt_state{path}", "what tx keeps there", got, remedy))
-    return arrays[_plain(path)]
+    return arrays[keys]
 
 
-def _plain(path: str) -> str:
-    """The path in strings only, as in a checkpoint restored without its types.
-
-    Without a last ``value`` too: flax nnx wraps leaves in variables, of which those of the
-    parameters and of the state need not agree. No two leaves of a tree differ in that alone.
-    """
-
-    def key(match: re.Match[str]) -> str:
-        return match[0] if match["quoted"] else f"['{match['field'] or match['index']}']"
-
-    return _KEY.sub(key, path).removesuffix("['value']")
+def _keys(path: str) -> list[str]:
+    """The keys in a path that is written out: ``[0].nu['w']`` has 0, nu and w."""
+    return [match["field"] or _unquoted(match["key"]) for match in _ENTRY.finditer(path)]
 
 
-def _injected_decay(moment: LeafMoment, arrays: dict[str, Any]) -> Any:
+def _unquoted(key: str) -> str:
+    return str(ast.literal_eval(key)) if key[:1] in ("'", '"') else key
+
+
+def _injected_decay(moment: LeafMoment, arrays: dict[tuple[str, ...], Any]) -> Any:
     """The decay, as rounded in a state of `optax.inject_hyperparams`, which is what was used."""
     decay: Any = moment.decay
     if moment.injected is None or not isinstance(decay, float):
@@ -177,13 +180,13 @@ def _check_settled(moment: LeafMoment, count: ArrayLike) -> None:
         return
     t, d = np.asarray(count, np.float64), float(np.asarray(moment.decay))
     early = (1 - d) * d**t / (1 - moment.mean_decay**2) / -np.expm1(t * np.log(d))
-    if np.any(early > _NEGLIGIBLE):
+    if np.any(early > NEGLIGIBLE):
         got = f"{count}, of which {np.max(early):.0%} show the mean gradient"
         remedy = "train longer, or pass tx of an optimizer that does not subtract a running mean"
         raise ValueError(complaint("opt_state.count", "enough updates", got, remedy))
 
 
-def _array(index: int, found: Identification, arrays: dict[str, Any]) -> Any:
+def _array(index: int, found: Identification, arrays: dict[tuple[str, ...], Any]) -> Any:
     """The array of one leaf: the state's own, unless it is a part or a product of others."""
     moment, shape = found.leaves[index], found.shapes[index]
     if moment is None:
@@ -222,7 +225,10 @@ def _micro_steps(found: Identification) -> int:
 
 
 def _with_mean(
-    moment: SecondMoment, found: Identification, arrays: dict[str, Any], decay: ArrayLike | None
+    moment: SecondMoment,
+    found: Identification,
+    arrays: dict[tuple[str, ...], Any],
+    decay: ArrayLike | None,
 ) -> SecondMoment:
     """The moment with the running mean of the gradients beside it, where there is one."""
     first = found.moments[0]

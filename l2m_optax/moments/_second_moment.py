@@ -6,32 +6,29 @@ The contract: what `second_moment` returns *is* a running mean of squared gradie
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2m_optax._support.checks import check_alive, complaint, is_concrete, path_name
+from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._identify import identify
-from l2m_optax.moments._moment import SecondMoment, align_moment, bias_weight
+from l2m_optax.moments._layouts import Found, find, with_told_decay
+from l2m_optax.moments._moment import (
+    NEGLIGIBLE,
+    SecondMoment,
+    align_moment,
+    bias_weight,
+    check_updated,
+    updated_weight,
+)
 from l2m_optax.moments._probe import gradient_tree
-from l2m_optax.moments._read import check_updated, read
+from l2m_optax.moments._read import read
+from l2m_optax.moments._told import identify_told
 
 _LONGEST_USUAL_DECAY = 0.999
-_NEGLIGIBLE = 0.01
-
-
-@runtime_checkable
-class HoldsSecondMoment(Protocol):
-    """A state that can say itself what its second moment is."""
-
-    def read_second_moment(self) -> SecondMoment:
-        """The second moment that this state holds."""
-        ...
 
 
 def second_moment(
@@ -49,21 +46,27 @@ def second_moment(
     $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
     `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
 
+    A state that says itself what it holds, that of `track_second_moment`, `expose_second_moment` or
+    anything with a method ``read_second_moment``, is read from there, whatever else is in the chain.
+
     With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
     depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
     columns (adafactor); leaves that have none (muon's matrices, masked and frozen parts) are `None`
-    and become points. Anything else is refused.
+    and become fixed. Anything else is refused, and so are gradients that were clipped or decayed
+    before they were squared.
 
     Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
-    amsgrad, rmsprop (plain, centered, with bias correction) and this package's transformations, at
-    any depth of `optax.chain`, `optax.named_chain`, `optax.inject_hyperparams` and a flax
-    ``TrainState.opt_state``. A type does not say all. Adamax, yogi and adopt, whose moments are
-    others, keep the state of Adam, which is refused therefore unless the caller vouches by `decay`
-    for a mean of squares, or `optax.inject_hyperparams` shows that it is of Adam's family. And no
-    state shows what was clipped or accumulated before it. Pass ``tx=`` whenever it is at hand.
+    amsgrad and rmsprop (plain, centered, with bias correction), at any depth of `optax.chain`,
+    `optax.named_chain`, `optax.inject_hyperparams` and a flax ``TrainState.opt_state``. A type does
+    not say all. Adamax, yogi and adopt, whose moments are others, keep the state of Adam, which is
+    refused therefore unless the caller vouches by `decay` for a mean of squares, or
+    `optax.inject_hyperparams` shows that it is of Adam's family. And no type shows whether
+    gradients were clipped, scaled, decayed or averaged before they were squared, which would make
+    the posterior's scale wrong: a warning says so. Pass ``tx=`` whenever it is at hand.
 
     Args:
-      opt_state: the state, or any pytree that holds exactly one state of a known type.
+      opt_state: the state, or any pytree that holds exactly one state that says what it holds, or
+        exactly one of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
       tx: the transformation that made the state.
       decay: decay of the squares (Adam's `b2`, 0.999 by default), by which the caller vouches that
@@ -75,11 +78,15 @@ def second_moment(
         adagrad).
 
     Returns:
-      The `SecondMoment`.
+      The `SecondMoment`. Under `jit` a state that was never updated has the weight NaN.
+
+    Warns:
+      UserWarning: if a type alone tells what the state holds, or if it holds less than float32.
 
     Raises:
       TypeError: if no state of a known type is found, or more than one; if its type does not say
-        what it holds; if `tx` keeps no second moment that can be read.
+        what it holds; if it lies inside `optax.MultiSteps` and `tx` is missing; if `tx` keeps no
+        second moment that can be read.
       ValueError: if the state was never updated, the decay or the count is needed and missing, a
         decay is not in [0, 1), a buffer was donated, or `params` does not match.
 
@@ -99,15 +106,27 @@ def second_moment(
     check_decay("decay", decay)
     check_decay("mean_decay", mean_decay)
     if tx is not None:
-        like = _find(opt_state).moment.nu if params is None else params
-        found = identify(tx, like)
-        moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-        path = "opt_state"
+        path, moment = "opt_state", _by_running(tx, opt_state, params, decay, mean_decay, count)
     else:
         path, moment = _by_type(opt_state, decay, mean_decay, count)
     check_alive(moment.nu, path)
     _warn_of_low_precision(moment.nu)
     return moment if params is None else align_moment(moment, gradient_tree(params))
+
+
+def _by_running(
+    tx: Any,
+    opt_state: PyTree,
+    params: PyTree | None,
+    decay: ArrayLike | None,
+    mean_decay: ArrayLike | None,
+    count: ArrayLike | None,
+) -> SecondMoment:
+    """What the state holds where running `tx` shows it."""
+    like = find(opt_state).moment.nu if params is None else params
+    found = identify_told(tx, like)
+    moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
+    return with_told_decay(moment, opt_state)
 
 
 def _by_type(
@@ -116,24 +135,54 @@ def _by_type(
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
 ) -> tuple[str, SecondMoment]:
-    """The moment of the one state of a known type, and its path."""
-    found = _find(opt_state)
+    """The moment of the one state that says what it holds, or is of a known type; and its path."""
+    found = find(opt_state)
+    _check_not_accumulated(found)
     _check_whole(found)
-    return f"{found.path}.nu", _debias(found, decay, mean_decay, count)
+    if found.told:
+        moment = found.moment
+        held = moment.count if count is None else count
+        check_updated(found.path, held)
+        moment = moment._replace(count=held)
+    else:
+        moment = _debiased(found, decay, mean_decay, count)
+        _warn_of_the_unseen(found.path)
+    weight = updated_weight(moment.weight, moment.count)
+    return f"{found.path}.nu", moment._replace(weight=weight)
 
 
-def _check_whole(found: _Found) -> None:
+def _check_not_accumulated(found: Found) -> None:
+    """How many gradients are averaged before they are squared is in `tx`, not in the state."""
+    if found.accumulated:
+        expected = "a state that shows how many batches one update saw"
+        remedy = (
+            "pass tx=, the optax.MultiSteps, or the state inside of it, its inner_opt_state, and "
+            "to laplace a batch_size that counts all that one update saw"
+        )
+        got = "one inside a MultiStepsState"
+        raise TypeError(complaint(found.path, expected, got, remedy))
+
+
+def _check_whole(found: Found) -> None:
     """What a mask left out may be frozen, or have its moment in another part of the state."""
     nodes = jax.tree.leaves(found.moment.nu, is_leaf=_is_masked)
-    holes = sum(_is_masked(node) for node in nodes)
-    if holes:
-        remedy = "pass tx=, which shows whether they have a moment elsewhere or are points"
-        got = f"{holes} masked out"
+    masked = sum(_is_masked(node) for node in nodes)
+    if masked:
+        remedy = "pass tx=, which shows whether they have a moment elsewhere or are fixed"
+        got = f"{masked} masked out"
         raise TypeError(complaint(f"{found.path}.nu", "a moment of every leaf", got, remedy))
 
 
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
+
+
+def _warn_of_the_unseen(path: str) -> None:
+    """No type of state shows what was done to the gradients before they were squared."""
+    expected = "squares of the gradients themselves"
+    got = "a state that cannot show whether they were clipped, scaled, decayed or averaged before"
+    remedy = "pass tx=, which shows it"
+    warnings.warn(complaint(path, expected, got, remedy), UserWarning, stacklevel=4)
 
 
 def _warn_of_low_precision(nu: PyTree) -> None:
@@ -146,139 +195,15 @@ def _warn_of_low_precision(nu: PyTree) -> None:
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
-# --- states: where each type keeps its means -----------------------------------------------------
-
-
-class _Layout(NamedTuple):
-    """The fields of one type of state, and the hyperparameters behind its decays.
-
-    `shared` is whether others keep something else in the same type.
-    """
-
-    mu: str | None
-    steps: str | None
-    decay: str
-    mean_decay: str
-    shared: bool = False
-
-
-_LAYOUTS = {
-    "ScaleByAdamState": _Layout("mu", "count", "b2", "b1", shared=True),
-    "ScaleByAmsgradState": _Layout("mu", "count", "b2", "b1"),
-    "ScaleByRmsState": _Layout(None, None, "decay", "decay"),
-    "ScaleByRmsWithCountState": _Layout(None, "count", "decay", "decay"),
-    "ScaleByRStdDevState": _Layout("mu", None, "decay", "decay"),
-    "ScaleByRStdDevWithCountState": _Layout("mu", "count", "decay", "decay"),
-}
-"""Known states by class name, for optax does not export every class. All hold `nu`."""
-_READ = "adam(w), nadam(w), radam, lamb, amsgrad, rmsprop"
-
-
-class _Found(NamedTuple):
-    """A state of a known type: its path, what it holds, and decays that stand beside it.
-
-    `certain` is whether type and surroundings say that it is a mean of squares.
-    """
-
-    path: str
-    moment: SecondMoment
-    decay: ArrayLike | None = None
-    mean_decay: ArrayLike | None = None
-    needs_debiasing: bool = True
-    certain: bool = True
-
-
-def _find(opt_state: PyTree) -> _Found:
-    """The one state of a known type inside `opt_state`."""
-    hits = list(_walk(opt_state, "opt_state", {}))
-    if len(hits) == 1:
-        return hits[0]
-    if hits:
-        got = f"{len(hits)}: " + ", ".join(hit.path for hit in hits)
-        remedy = "pass tx=, or the part of the state that you want read"
-        raise TypeError(complaint("opt_state", "one second moment", got, remedy))
-    names = sorted({type(node).__name__ for node in _named_nodes(opt_state)})
-    raise TypeError(
-        complaint(
-            "opt_state",
-            f"the state of an optimizer that keeps a second moment ({_READ})",
-            ", ".join(names) or type(opt_state).__name__,
-            "chain l2m_optax.track_second_moment(0.999) in front of any other optimizer",
-        )
-    )
-
-
-def _walk(state: PyTree, path: str, hyperparams: Mapping[str, ArrayLike]) -> Iterator[_Found]:
-    """Every known state in `state`, with the hyperparameters injected around it."""
-    for keys, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_known):
-        here = path_name(keys, path)
-        if isinstance(node, SecondMoment | HoldsSecondMoment):
-            moment = node if isinstance(node, SecondMoment) else node.read_second_moment()
-            yield _Found(here, moment, needs_debiasing=False)
-        elif _is_injected(node):
-            yield from _walk(node.inner_state, f"{here}.inner_state", _constants(node))
-        elif _is_listed(node):
-            layout = _LAYOUTS[type(node).__name__]
-            count = None if layout.steps is None else getattr(node, layout.steps)
-            mu = None if layout.mu is None else getattr(node, layout.mu)
-            moment = SecondMoment(node.nu, count=count, mu=mu)
-            yield _Found(
-                here,
-                moment,
-                hyperparams.get(layout.decay),
-                hyperparams.get(layout.mean_decay),
-                certain=not layout.shared or _is_of_adams_family(hyperparams),
-            )
-
-
-def _is_of_adams_family(hyperparams: Mapping[str, ArrayLike]) -> bool:
-    """Adamax, yogi and adopt take no `eps_root`; `scale_by_yogi` does, and an accumulator."""
-    return "eps_root" in hyperparams and "initial_accumulator_value" not in hyperparams
-
-
-def _constants(node: Any) -> dict[str, ArrayLike]:
-    """The hyperparameters that no schedule moves: the value held is the one that was used."""
-    scheduled = getattr(node, "hyperparams_states", {})
-    return {name: value for name, value in node.hyperparams.items() if name not in scheduled}
-
-
-def _is_listed(node: Any) -> bool:
-    return type(node).__module__.startswith("optax.") and type(node).__name__ in _LAYOUTS
-
-
-def _is_injected(node: Any) -> bool:
-    return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
-
-
-def _is_known(node: Any) -> bool:
-    return (
-        _is_listed(node) or isinstance(node, SecondMoment | HoldsSecondMoment) or _is_injected(node)
-    )
-
-
-def _named_nodes(state: PyTree) -> Iterator[Any]:
-    """Every NamedTuple in `state`: what a refusal can name."""
-    if hasattr(state, "_fields"):
-        yield state
-    children = jax.tree.leaves(state, is_leaf=lambda node: node is not state)
-    yield from (found for child in children if child is not state for found in _named_nodes(child))
-
-
-# --- debiasing -----------------------------------------------------------------------------------
-
-
-def _debias(
-    found: _Found,
+def _debiased(
+    found: Found,
     decay: ArrayLike | None,
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
 ) -> SecondMoment:
     """The moment with its weights, from what the state, its surroundings and the caller know."""
-    moment = found.moment
-    count = moment.count if count is None else count
+    count = found.moment.count if count is None else count
     check_updated(found.path, count)
-    if not found.needs_debiasing:
-        return moment
     if not found.certain and decay is None:
         _refuse_ambiguous(found.path)
     decay = found.decay if decay is None else decay
@@ -293,12 +218,14 @@ def _debias(
                 "pass count=, or wrap the optimizer in l2m_optax.expose_second_moment",
             )
         )
-    weight = jnp.ones(()) if decay is None else bias_weight(decay, count)
     if decay is None:
         _check_debiasing_is_negligible(found.path, count)
-    mu_weight = 1.0 if mean_decay is None else bias_weight(mean_decay, count)
-    return moment._replace(
-        weight=weight, count=count, decay=decay, mu_weight=mu_weight, mu_decay=mean_decay
+    return found.moment._replace(
+        weight=jnp.ones(()) if decay is None else bias_weight(decay, count),
+        count=count,
+        decay=decay,
+        mu_weight=1.0 if mean_decay is None else bias_weight(mean_decay, count),
+        mu_decay=mean_decay,
     )
 
 
@@ -306,8 +233,8 @@ def _refuse_ambiguous(path: str) -> NoReturn:
     expected = "a state whose type says what it holds"
     got = "ScaleByAdamState, which adamax, yogi and adopt keep as well as adam"
     remedy = (
-        "pass tx=, the optimizer, or vouch for a running mean of squares by decay=0.999 (optax's "
-        "default b2), to l2m_optax.second_moment"
+        "pass tx=, the optimizer, to laplace or second_moment; or vouch for a running mean of "
+        "squares by second_moment(..., decay=0.999), optax's default b2"
     )
     raise TypeError(complaint(path, expected, got, remedy))
 
@@ -326,12 +253,13 @@ def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
     """An unknown decay may be passed over only when no usual one could matter."""
     if not is_concrete(count):
         got = "a traced count and no decay"
-    elif np.any(_LONGEST_USUAL_DECAY ** np.asarray(count, np.float64) > _NEGLIGIBLE):
+    elif np.any(_LONGEST_USUAL_DECAY ** np.asarray(count, np.float64) > NEGLIGIBLE):
         got = f"none, after only {count} updates"
     else:
         return
     remedy = (
-        "the mean is still biased towards 0 by 1 - decay**count: pass tx=, or decay=0.999 (optax's "
-        "default for amsgrad; 0.9 for rmsprop), to l2m_optax.second_moment"
+        "the mean is still biased towards 0 by 1 - decay**count: pass tx= to laplace or "
+        "second_moment, or second_moment(..., decay=0.999), optax's default for amsgrad (0.9 for "
+        "rmsprop)"
     )
     raise ValueError(complaint(f"{path}.nu", "the decay of the running mean", got, remedy))

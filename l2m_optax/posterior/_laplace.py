@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.checks import (
     check_alive,
     check_finite,
     check_floating,
+    check_not_negative,
     check_positive,
     check_second_moment,
     complaint,
+    is_concrete,
+    is_not_negative,
+    is_positive,
+    or_nan,
     path_name,
 )
 from l2m_optax._support.trees import align, broadcast
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._moment import SecondMoment, align_moment
+from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
+from l2m_optax.moments._probe import gradient_tree
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._scale import data_scale
@@ -26,6 +35,7 @@ def laplace(
     params: PyTree,
     opt_state: PyTree | SecondMoment,
     *,
+    tx: Any = None,
     num_data: int,
     batch_size: int,
     loss_scale: ArrayLike = 1.0,
@@ -51,16 +61,17 @@ def laplace(
     Args:
       params: the trained parameters θ*, real floating-point arrays.
       opt_state: the optimizer's state, or what `second_moment` made of it.
+      tx: the optimizer, as in `second_moment`: any that it reads will do. A state that was tracked
+        or exposed, and a `SecondMoment`, need none.
       num_data: N, number of training examples.
       batch_size: B, examples behind one gradient, over all devices. Where `optax.MultiSteps`
-        averages k of them, and `second_moment` was given ``tx=`` or the optimizer is exposed, k*B
-        is what is used; otherwise pass k*B.
+        averages k of them, and ``tx=`` is given or the optimizer is exposed, k*B is what is used.
       loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
       prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
       prior_mean: θ0, like `params`; zero by default. In fine-tuning, the pre-trained weights.
-      temperature: T > 0; `tune` finds it on validation data.
+      temperature: T ≥ 0; `tune` finds it on validation data. 0 is exactly the mode: no variance.
       with_replacement: whether batches are drawn with replacement, which leaves out (N-1)/(N-B).
       centered: subtract the squared mean gradient, read off the optimizer's running mean of
         gradients with decay b: $\mathrm{Var} = (\hat\nu - \hat\mu^2)(1+b)/(2b)$. For states
@@ -70,10 +81,14 @@ def laplace(
       The `Posterior`.
 
     Raises:
-      TypeError: if a leaf is no real floating-point array, or the state has no second moment.
-      ValueError: if a number is not positive, ``batch_size >= num_data``, or the state does not
-        match `params`, was never updated, or holds what no mean of squares can be.
-      FloatingPointError: if the second moment or `prior_mean` holds NaN or infinity.
+      TypeError: if a leaf is no real floating-point array, or the state has no second moment, or
+        does not say what it holds and `tx` is missing.
+      ValueError: if a number is out of its range, ``batch_size >= num_data``, `params` is empty, or
+        the state does not match it, was never updated, or holds what no mean of squares can be.
+      FloatingPointError: if `params`, the second moment or `prior_mean` holds NaN or infinity.
+
+    What `jit` or `vmap` trace cannot be refused: a bad number makes all variances NaN, a bad entry
+    of the second moment makes its own NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -81,24 +96,24 @@ def laplace(
       >>> params, tx = {"w": jnp.ones(2)}, optax.adam(1e-3)
       >>> opt_state = tx.init(params)
       >>> _, opt_state = tx.update({"w": jnp.array([1.0, 2.0])}, opt_state, params)
-      >>> moment = l2m.second_moment(opt_state, tx=tx)
-      >>> posterior = l2m.laplace(params, moment, num_data=100, batch_size=10)
+      >>> posterior = l2m.laplace(params, opt_state, tx=tx, num_data=100, batch_size=10)
       >>> posterior.mean["w"] is params["w"]
       True
 
     Reference:
       Perone, Silveira & Paula, L2M (arXiv 2107.04695). The scale: see the documentation.
     """
-    check_floating(params)
-    check_alive(params, "params")
     moment = opt_state
     if not isinstance(opt_state, SecondMoment):
-        moment = second_moment(opt_state, params)
-    moment = _check_moment(align_moment(moment, params), centered)
+        moment = second_moment(opt_state, params, tx=tx)
+    params = gradient_tree(params)
+    _check_params(params)
+    moment = _sound_moment(align_moment(moment, params), centered)
     if prior_mean is not None:
         prior_mean = _check_prior_mean(prior_mean, params)
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
-    check_positive("temperature", temperature, "pass 1 for the posterior itself")
+    remedy = "pass 1 for the posterior itself, 0 for the mode"
+    check_not_negative("temperature", temperature, remedy)
     _broadcast_prior(prior_precision, params)
     return Posterior(
         mean=params,
@@ -106,11 +121,21 @@ def laplace(
         data_scale=data_scale(
             num_data, batch_size, moment.micro_steps, loss_scale, with_replacement
         ),
-        prior_precision=jax.tree.map(_scalar, prior_precision),
+        prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
-        temperature=_scalar(temperature),
+        temperature=or_nan(_scalar(temperature), is_not_negative),
         noise_variance=_scalar(1.0),
+        num_data=_scalar(int(num_data)),
     )
+
+
+def _check_params(params: PyTree) -> None:
+    if not jax.tree.leaves(params):
+        remedy = "pass the trained parameters"
+        raise ValueError(complaint("params", "at least one array", "an empty tree", remedy))
+    check_floating(params)
+    check_alive(params, "params")
+    check_finite(params, "params", "training diverged: take the parameters of an earlier step")
 
 
 def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
@@ -125,17 +150,36 @@ def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
     return prior_mean
 
 
-def _check_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
+def _sound_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
     """The moment as `laplace` keeps it: sound, and with `mu` only where it is to be subtracted."""
     check_second_moment(moment.nu)
-    if not centered:
-        return moment._replace(mu=None)
+    check_updated("moment", moment.count)
+    check_positive("moment.weight", moment.weight, "pass what the weights of the mean sum to")
+    weight = jax.tree.map(lambda w: or_nan(w, is_positive), moment.weight)
+    moment = moment._replace(weight=updated_weight(weight, moment.count))
+    return _with_sound_mean(moment) if centered else moment._replace(mu=None)
+
+
+def _with_sound_mean(moment: SecondMoment) -> SecondMoment:
+    """The moment, once its running mean of gradients is known to be one that can be subtracted."""
     if moment.mu is None or moment.mu_decay is None:
         got = "no running mean" if moment.mu is None else "an unknown decay"
         remedy = "pass second_moment(opt_state, tx=tx), or mean_decay= (Adam's b1, 0.9 by default)"
         expected = "the running mean of gradients and its decay"
         raise ValueError(complaint("centered=True", expected, got, remedy))
-    return moment
+    decay = moment.mu_decay
+    if is_concrete(decay) and not np.all(_remembers(np.asarray(decay))):
+        expected, got = "a decay between 0 and 1", f"{np.min(np.asarray(decay)):g}"
+        remedy = "a mean of one gradient shows nothing of the others: leave centered=True out"
+        raise ValueError(complaint("centered=True", expected, got, remedy))
+    check_positive("moment.mu_weight", moment.mu_weight, "pass what the weights of mu sum to")
+    weight = or_nan(moment.mu_weight, is_positive)
+    return moment._replace(mu_decay=or_nan(decay, _remembers), mu_weight=weight)
+
+
+def _remembers(decay: Any) -> Any:
+    """Where a running mean holds more than the newest of what it averages."""
+    return (decay > 0) & (decay < 1)
 
 
 def _broadcast_prior(prior_precision: PyTree, params: PyTree) -> None:

@@ -6,14 +6,14 @@ as the arrays the optimizer already holds; its precision is formed inside whatev
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._moment import SecondMoment, debiased, leading
+from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 
 
 class Posterior(NamedTuple):
@@ -21,12 +21,13 @@ class Posterior(NamedTuple):
 
     Attributes:
       mean: the trained parameters, the very arrays passed in.
-      second_moment: the running mean of squared gradients; leaves that are `None` are points.
+      second_moment: the running mean of squared gradients; leaves that are `None` are fixed.
       data_scale: what turns a mean squared gradient into the data's precision F, shape ().
-      prior_precision: δ, a scalar or a prefix tree of `mean`.
-      prior_mean: θ0, like `mean`; `None` for zero.
-      temperature: T, which multiplies the covariance, shape ().
+      prior_precision: δ, of shape () each, one or a prefix tree of `mean`.
+      prior_mean: θ0, like `mean` in structure and shapes; `None` for zero.
+      temperature: T, which multiplies the covariance, shape (); 0 is exactly the mode.
       noise_variance: variance of Gaussian observations, shape (); 1 unless it was fitted.
+      num_data: N, number of training examples, shape (); `None` where unknown.
     """
 
     mean: PyTree
@@ -36,6 +37,7 @@ class Posterior(NamedTuple):
     prior_mean: PyTree | None
     temperature: ArrayLike
     noise_variance: ArrayLike
+    num_data: ArrayLike | None = None
 
 
 def data_precision(posterior: Posterior) -> PyTree:
@@ -45,7 +47,7 @@ def data_precision(posterior: Posterior) -> PyTree:
       posterior: a `Posterior`.
 
     Returns:
-      A tree like the mean, in float32 at least; `None` at points.
+      A tree like the mean, in float32 at least; `None` at fixed leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,7 +63,7 @@ def data_precision(posterior: Posterior) -> PyTree:
 
 @jax.jit
 def precision(posterior: Posterior) -> PyTree:
-    r"""The posterior's precision, $(F + \delta) / T$; infinite at points.
+    r"""The posterior's precision, $(F + \delta) / T$; infinite at fixed leaves, and at T = 0.
 
     Args:
       posterior: a `Posterior`.
@@ -77,12 +79,12 @@ def precision(posterior: Posterior) -> PyTree:
       >>> l2m.posterior.precision(posterior)
       Array([  1., 102.], dtype=float32)
     """
-    return _with_points(free_precision(posterior), posterior.mean, jnp.inf)
+    return _with_fixed(free_precision(posterior), posterior.mean, jnp.inf)
 
 
 @jax.jit
 def variance(posterior: Posterior) -> PyTree:
-    r"""The posterior's variance, $T / (F + \delta)$; zero at points.
+    r"""The posterior's variance, $T / (F + \delta)$; zero at fixed leaves, and at T = 0.
 
     Args:
       posterior: a `Posterior`.
@@ -98,28 +100,26 @@ def variance(posterior: Posterior) -> PyTree:
       >>> l2m.variance(posterior)[0]
       Array(1., dtype=float32)
     """
-    return _with_points(free_variance(posterior), posterior.mean, 0.0)
+    return _with_fixed(free_variance(posterior), posterior.mean, 0.0)
 
 
 def free_mean(posterior: Posterior) -> PyTree:
-    """The means of the leaves that are no points; `None` at points."""
+    """The means of the free leaves; `None` at fixed ones."""
     return free(posterior.mean, posterior.second_moment.nu)
 
 
 def free_precision(posterior: Posterior) -> PyTree:
-    """`precision` with `None` at points."""
-    data = data_precision(posterior)
-    prior = broadcast(posterior.prior_precision, data)
-    return jax.tree.map(lambda f, delta: (f + delta) / posterior.temperature, data, prior)
+    """`precision` with `None` at fixed leaves."""
+    return jax.tree.map(lambda p: p / posterior.temperature, _untempered(posterior))
 
 
 def free_variance(posterior: Posterior) -> PyTree:
-    """`variance` with `None` at points."""
-    return jax.tree.map(lambda p: 1.0 / p, free_precision(posterior))
+    """`variance` with `None` at fixed leaves."""
+    return jax.tree.map(lambda p: posterior.temperature / p, _untempered(posterior))
 
 
 def free_deviation(posterior: Posterior) -> PyTree:
-    """How far the mean lies from the prior's, θ* - θ0, in float32 at least; `None` at points."""
+    """How far the mean lies from the prior's, θ* - θ0, in float32 at least; `None` at fixed leaves."""
     mean = free_mean(posterior)
     mean = jax.tree.map(lambda m: jnp.asarray(m, statistics_dtype(m)), mean)
     if posterior.prior_mean is None:
@@ -127,19 +127,30 @@ def free_deviation(posterior: Posterior) -> PyTree:
     return jax.tree.map(jnp.subtract, mean, free(posterior.prior_mean, mean))
 
 
+def _untempered(posterior: Posterior) -> PyTree:
+    """The precision at T = 1, F + δ; `None` at fixed leaves."""
+    data = data_precision(posterior)
+    return jax.tree.map(jnp.add, data, broadcast(posterior.prior_precision, data))
+
+
 def _gradient_variance(moment: SecondMoment) -> PyTree:
-    """The mean squared gradient, less the squared mean gradient where that was read too."""
+    r"""The mean squared gradient, less the squared mean gradient where that was read too.
+
+    With the ratio r of a running mean's variance, $\hat\nu - \hat\mu^2$ has the expectation
+    $(1 - r)$ times the variance.
+    """
     if moment.mu is None:
         return debiased(moment)
-    b: Any = moment.mu_decay
+    ratio = mean_variance_ratio(cast(ArrayLike, moment.mu_decay))
 
     def center(nu: jax.Array, mu: jax.Array) -> jax.Array:
         mean = jnp.asarray(mu, nu.dtype) / leading(moment.mu_weight, nu)
-        return jnp.maximum(nu - jnp.square(mean), 0.0) * (1.0 + b) / (2.0 * b)
+        return jnp.maximum(nu - jnp.square(mean), 0.0) / leading(1.0 - ratio, nu)
 
     return jax.tree.map(center, debiased(moment), moment.mu)
 
 
-def _with_points(tree: PyTree, mean: PyTree, value: float) -> PyTree:
+def _with_fixed(tree: PyTree, mean: PyTree, value: float) -> PyTree:
+    """`tree` with `value` in every entry of the fixed leaves."""
     background = jax.tree.map(lambda m: jnp.full(jnp.shape(m), value, statistics_dtype(m)), mean)
     return fill(tree, background)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_count
+from l2m_optax._support.checks import check_count, check_positive, is_positive
 from l2m_optax._support.trees import align, fill, free, statistics_dtype, total
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision, free_variance
@@ -29,8 +29,8 @@ def sample(
         draws exact (for an even S) and lowers the variance of odd functions of them.
 
     Returns:
-      A tree like the mean with a leading axis of size S, in the parameters' own dtype; points
-      are repeated.
+      A tree like the mean with a leading axis of size S, in the parameters' own dtype; fixed
+      leaves are repeated.
 
     Raises:
       TypeError: if `num_samples` is no integer.
@@ -48,19 +48,19 @@ def sample(
     return jax.vmap(lambda k, sign: draw(k, posterior, sign))(keys, signs)
 
 
-@jax.jit
 def log_prob(posterior: Posterior, params: PyTree) -> Array:
     r"""Log-density, $\tfrac12 \sum [\log(p / 2\pi) - p (\theta - \theta^*)^2]$; p is the precision.
 
     Args:
       posterior: a `Posterior`.
-      params: θ, like the mean; its values at points play no part.
+      params: θ, like the mean; its values at fixed leaves play no part.
 
     Returns:
-      A scalar, float32 at least.
+      A scalar, float32 at least; NaN at a temperature of 0 that is traced.
 
     Raises:
-      ValueError: if `params` does not match the mean in structure or shapes.
+      ValueError: if `params` does not match the mean in structure or shapes, or the temperature is
+        0, at which the posterior is the mode itself and has no density.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,6 +70,12 @@ def log_prob(posterior: Posterior, params: PyTree) -> Array:
       >>> bool(l2m.log_prob(posterior, jnp.zeros(1)) > l2m.log_prob(posterior, jnp.ones(1)))
       True
     """
+    _check_width(posterior)
+    return _log_prob(posterior, params)
+
+
+@jax.jit
+def _log_prob(posterior: Posterior, params: PyTree) -> Array:
     mean = free_mean(posterior)
     theta = free(align(params, posterior.mean, "params"), mean)
 
@@ -77,10 +83,10 @@ def log_prob(posterior: Posterior, params: PyTree) -> Array:
         deviation = jnp.asarray(t, p.dtype) - jnp.asarray(m, p.dtype)
         return -0.5 * (p * jnp.square(deviation) - jnp.log(p) + math.log(2.0 * math.pi))
 
-    return total(jax.tree.map(density, mean, theta, free_precision(posterior)))
+    found = total(jax.tree.map(density, mean, theta, free_precision(posterior)))
+    return jnp.where(is_positive(posterior.temperature), found, jnp.nan)
 
 
-@jax.jit
 def entropy(posterior: Posterior) -> Array:
     r"""Differential entropy, $\tfrac12 \sum \log(2 \pi e / p)$ with $p$ the precision, in nats.
 
@@ -88,7 +94,11 @@ def entropy(posterior: Posterior) -> Array:
       posterior: a `Posterior`.
 
     Returns:
-      A scalar, float32 at least; points add nothing.
+      A scalar, float32 at least; fixed leaves add nothing. NaN at a temperature of 0 that is
+      traced.
+
+    Raises:
+      ValueError: if the temperature is 0, at which the posterior is the mode itself.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,8 +109,21 @@ def entropy(posterior: Posterior) -> Array:
       >>> bool(l2m.posterior.entropy(wider) > l2m.posterior.entropy(posterior))
       True
     """
+    _check_width(posterior)
+    return _entropy(posterior)
+
+
+@jax.jit
+def _entropy(posterior: Posterior) -> Array:
     constant = 0.5 * (1.0 + math.log(2.0 * math.pi))
-    return total(jax.tree.map(lambda p: constant - 0.5 * jnp.log(p), free_precision(posterior)))
+    found = total(jax.tree.map(lambda p: constant - 0.5 * jnp.log(p), free_precision(posterior)))
+    return jnp.where(is_positive(posterior.temperature), found, jnp.nan)
+
+
+def _check_width(posterior: Posterior) -> None:
+    """At T = 0 the posterior is a point mass."""
+    remedy = "the mode itself, T = 0, has no density: use the posterior before it was cooled"
+    check_positive("posterior.temperature", posterior.temperature, remedy)
 
 
 def keys_and_signs(key: Array, num_samples: int, antithetic: bool = False) -> tuple[Array, Array]:
@@ -114,7 +137,7 @@ def keys_and_signs(key: Array, num_samples: int, antithetic: bool = False) -> tu
 
 
 def deviation(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
-    """One draw less the mean, in float32 at least; `None` at points."""
+    """One draw less the mean, in float32 at least; `None` at fixed leaves."""
     scale = jax.tree.map(jnp.sqrt, free_variance(posterior))
     leaves, treedef = jax.tree.flatten(scale)
     keys = jax.random.split(key, len(leaves))
@@ -141,7 +164,7 @@ def _explicit_sharding(like: Array) -> Any:
 
 
 def draw(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
-    """One draw, in the parameters' own dtype; points are the trained values themselves."""
+    """One draw, in the parameters' own dtype; fixed leaves are the trained values."""
 
     def move(m: Array, d: Array) -> Array:
         return (jnp.asarray(m, statistics_dtype(m)) + d).astype(jnp.result_type(m))

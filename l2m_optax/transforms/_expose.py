@@ -11,10 +11,12 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.moments._identify import Identification, identify
+from l2m_optax.moments._identify import Identification
+from l2m_optax.moments._layouts import with_told_decay
 from l2m_optax.moments._moment import SecondMoment, debiased
 from l2m_optax.moments._probe import extended
 from l2m_optax.moments._read import read
+from l2m_optax.moments._told import identify_told
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +41,8 @@ class ExposedState:
 
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment`, whose arrays are the wrapped state's own."""
-        return read(self.identification, self.inner_state, count=self.count)
+        moment = read(self.identification, self.inner_state, count=self.count)
+        return with_told_decay(moment, self.inner_state)
 
 
 def expose_second_moment(
@@ -75,7 +78,7 @@ def expose_second_moment(
     inner = extended(tx)
 
     def init(params: PyTree) -> ExposedState:
-        found = identify(tx, params)
+        found = identify_told(tx, params)
         return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), found)
 
     def update(
