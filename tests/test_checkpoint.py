@@ -131,7 +131,7 @@ def test_a_later_version_is_refused():
     with pytest.raises(ValueError, match="expected version 1, got 2"):
         record.check_header(header | {"version": 2}, "path")
     with pytest.raises(ValueError, match="damaged"):
-        record.check_header(header | {"numbers": {"temperature": 2.0}}, "path")
+        record.check_header(header | {"values": {"temperature": 2.0}}, "path")
 
 
 def test_digests_see_every_bit_and_every_place():
