@@ -76,11 +76,11 @@ def targets(header: dict[str, Any], like: PyTree, where: str) -> dict[str, jax.S
     Raises:
       ValueError: if the saved mean does not have the leaves and shapes of `like`.
     """
-    everywhere = _everywhere(like)
+    copies = everywhere(like)
 
     def target(name: str, place: PyTree) -> Any:
         entry = header["arrays"].get(name)
-        return header["values"].get(name) if entry is None else _target(entry, place, everywhere)
+        return header["values"].get(name) if entry is None else _target(entry, place, copies)
 
     posterior = _build(header, like, target, where)
     _check_mean(posterior.mean, like, where)
@@ -238,15 +238,15 @@ def _of_header(header: dict[str, Any]) -> str:
 # --- shardings -----------------------------------------------------------------------------------
 
 
-def _target(entry: dict[str, Any], place: PyTree, everywhere: Any) -> jax.ShapeDtypeStruct:
+def _target(entry: dict[str, Any], place: PyTree, copies: Any) -> jax.ShapeDtypeStruct:
     """An array that is shaped like its parameter is sharded like it; others are everywhere."""
     shape = tuple(entry["shape"])
     fits = _is_leaf(place) and np.shape(place) == shape
     sharding = getattr(place, "sharding", None) if fits else None
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(entry["dtype"]), sharding=sharding or everywhere)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(entry["dtype"]), sharding=sharding or copies)  # type: ignore[no-untyped-call]
 
 
-def _everywhere(like: PyTree) -> Any:
+def everywhere(like: PyTree) -> Any:
     """The sharding of all other arrays: copies on all devices of the mesh, or the first device."""
     for leaf in jax.tree.leaves(like):
         sharding = getattr(leaf, "sharding", None)
