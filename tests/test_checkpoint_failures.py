@@ -4,11 +4,9 @@ import errno
 import gc
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -39,6 +37,7 @@ for name in ("file", "file/posterior", "n" * 250, "n" * 300):
     except ValueError as error:
         assert str(error).startswith(str(folder / name)), error
         print("refused", flush=True)
+checkpoint.save(folder / "small", POSTERIOR)  # compiles: what is compiled is a file as well
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     checkpoint.save(folder / "large", POSTERIOR)
@@ -59,7 +58,7 @@ def test_a_process_ends_after_saves_that_failed(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["refused"] * 5
-    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+    assert [child.name for child in tmp_path.iterdir() if child.name != "small"] == ["file"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -79,23 +78,6 @@ def test_a_place_without_permission_is_refused(form, tmp_path, monkeypatch):
         monkeypatch.setattr(os, call, refuse)
     with pytest.raises(ValueError, match=r"posterior: expected a place to write.*denied"):
         FORMATS[form][0](tmp_path / "posterior", POSTERIOR)
-
-
-@contextmanager
-def files_of_at_most(size):
-    """The kernel refuses to let a file grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_write_that_fails_leaves_nothing(tmp_path):
-    with files_of_at_most(1000), pytest.raises(OSError, match=str(tmp_path / "posterior")):
-        checkpoint.save_safetensors(tmp_path / "posterior", POSTERIOR)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
