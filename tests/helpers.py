@@ -1,5 +1,9 @@
 """What many tests share: one conjugate linear regression, one small network, made-up moments."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -73,3 +77,12 @@ def moment_of(params, key=7):
 def flat(tree):
     """Every entry in one NumPy vector, float64."""
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
+
+
+def run_script(script, *arguments, folder, timeout=None):
+    """A fresh process that can import the helpers, and the tests in `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )

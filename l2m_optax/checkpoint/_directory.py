@@ -11,21 +11,31 @@ import numpy as np
 
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.checkpoint import _record as record
+from l2m_optax.checkpoint import _record
+from l2m_optax.checkpoint._place import check_place, clear, failure
 from l2m_optax.posterior._posterior import Posterior
 
 
 class Pending:
     """A posterior that is being written; its arrays may be changed or donated meanwhile."""
 
-    def __init__(self, checkpointer: Any) -> None:
+    def __init__(self, checkpointer: Any, where: Path) -> None:
         """Made by `save_async`."""
-        self._checkpointer = checkpointer
+        self._checkpointer, self._where = checkpointer, where
 
     def wait(self) -> None:
-        """Return once it is on disk, or raise what kept it from getting there."""
-        self._checkpointer.wait_until_finished()
-        self._checkpointer.close()
+        """Return once it is on disk.
+
+        Raises:
+          OSError: if it could not be written. Nothing is left at the path then.
+          ValueError: if somebody else has saved under the same path meanwhile.
+        """
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:
+            raise _failed(self._where, error) from error
+        finally:
+            self._checkpointer.close()
 
 
 def save(path: str | os.PathLike[str], posterior: Posterior) -> None:
@@ -34,6 +44,7 @@ def save(path: str | os.PathLike[str], posterior: Posterior) -> None:
     Every process writes its own shards. The directory appears under its name when all is in it:
     a process that is killed leaves nothing there, and no checkpoint that was there before is
     touched. What a killed process left beside it is removed when the same path is saved again.
+    Let no two programs write to one path at the same time: at most one of them succeeds.
 
     Args:
       path: a directory that does not exist yet.
@@ -41,7 +52,8 @@ def save(path: str | os.PathLike[str], posterior: Posterior) -> None:
 
     Raises:
       ModuleNotFoundError: if orbax is not installed (the extra ``checkpoint``).
-      ValueError: if `path` exists, or a buffer was donated.
+      ValueError: if `path` exists or no directory can be made there, or an array was donated.
+      OSError: if the files cannot be written, because the disk is full, say.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -71,6 +83,7 @@ def save_async(path: str | os.PathLike[str], posterior: Posterior) -> Pending:
     Raises:
       ModuleNotFoundError: as `save`.
       ValueError: as `save`.
+      OSError: as `save`.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -81,20 +94,20 @@ def save_async(path: str | os.PathLike[str], posterior: Posterior) -> Pending:
       ...     l2m.checkpoint.save_async(f"{folder}/posterior", posterior).wait()
     """
     ocp, where = orbax(), Path(path).absolute()
-    if where.exists():
-        remedy = "save under another name, such as that of the step; nothing is overwritten"
-        raise ValueError(
-            complaint(str(path), "a path that does not exist", "one that does", remedy)
-        )
-    arrays, header = record.write(posterior)
-    # Keys on disk are numbers: what a leaf is called stays in the header.
-    numbered = {str(i): _everyones(x) for i, x in enumerate(arrays.values())}
+    check_place(where)
+    arrays, header = _record.write(posterior)
+    # Files are called by numbers; the names of the leaves stand in the header only.
+    numbered = {str(i): _same_everywhere(x) for i, x in enumerate(arrays.values())}
     items = ocp.args.Composite(
         arrays=ocp.args.StandardSave(numbered), header=ocp.args.JsonSave(header)
     )
-    checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-    checkpointer.save(where, args=items)
-    return Pending(checkpointer)
+    checkpointer = _checkpointer(ocp)
+    try:
+        checkpointer.save(where, args=items)
+    except Exception as error:
+        checkpointer.close()
+        raise _failed(where, error) from error
+    return Pending(checkpointer, where)
 
 
 def restore(path: str | os.PathLike[str], *, like: PyTree) -> Posterior:
@@ -125,14 +138,14 @@ def restore(path: str | os.PathLike[str], *, like: PyTree) -> Posterior:
         remedy = "pass a directory that l2m_optax.checkpoint.save wrote"
         raise ValueError(complaint(str(path), "a posterior", "none", remedy))
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    header = record.check_header(
+    header = _record.check_header(
         _read(checkpointer, where, header=ocp.args.JsonRestore())["header"], str(path)
     )
-    targets = record.targets(header, like, str(path))
+    targets = _record.targets(header, like, str(path))
     numbered = {str(i): target for i, target in enumerate(targets.values())}
     found = _read(checkpointer, where, arrays=ocp.args.StandardRestore(numbered))["arrays"]
     arrays = {name: found[str(i)] for i, name in enumerate(targets)}
-    return record.read(header, arrays, like, str(path))
+    return _record.read(header, arrays, like, str(path))
 
 
 def orbax() -> Any:
@@ -151,8 +164,26 @@ def orbax() -> Any:
     return ocp
 
 
-def _everyones(x: Array) -> Array | np.ndarray:
-    """What every process holds for itself, as numpy's: orbax takes it from the first."""
+def _checkpointer(ocp: Any) -> Any:
+    """What writes in the background, into directories that are made before its threads start.
+
+    Threads that wait for a directory keep the process alive for 20 minutes if it cannot be made.
+    """
+    options = ocp.AsyncOptions()
+    options.create_directories_asynchronously = False  # older versions never do, and ignore this
+    composite = ocp.handlers.CompositeCheckpointHandler()
+    return ocp.AsyncCheckpointer(composite, async_options=options)
+
+
+def _failed(where: Path, error: Exception) -> Exception:
+    """What to raise when orbax could not write, once what it began is removed."""
+    if jax.process_index() == 0:
+        clear(where)
+    return failure(where, error)
+
+
+def _same_everywhere(x: Array) -> Array | np.ndarray:
+    """An array of which every process has its own copy, as NumPy's: orbax writes the first one."""
     return np.asarray(x) if jax.process_count() > 1 and x.is_fully_addressable else x
 
 

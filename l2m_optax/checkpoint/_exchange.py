@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ import numpy as np
 
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.types import PyTree
-from l2m_optax.checkpoint import _record as record
+from l2m_optax.checkpoint import _record
+from l2m_optax.checkpoint._place import check_place, failure
 from l2m_optax.posterior._posterior import Posterior
 
 
 def save_safetensors(path: str | os.PathLike[str], posterior: Posterior) -> None:
     """Write a posterior into one new file of the safetensors format.
 
-    Tensors are named by their paths, ``mean['body']['kernel']`` and ``nu['body']['kernel']``;
-    numbers and digests are JSON under the key ``l2m_optax`` of the file's metadata. Everything
-    passes through this process's memory; for what is sharded over processes use `save`.
+    Tensors are named by their paths, such as ``mean['body']['kernel']``; numbers and digests are
+    JSON under the key ``l2m_optax`` of the file's metadata. Everything passes through this
+    process's memory; for what is sharded over processes use `save`.
 
     Args:
       path: a file that does not exist yet.
@@ -30,7 +31,8 @@ def save_safetensors(path: str | os.PathLike[str], posterior: Posterior) -> None
 
     Raises:
       ModuleNotFoundError: if safetensors is not installed (the extra ``checkpoint``).
-      ValueError: if `path` exists, or a buffer was donated.
+      ValueError: if `path` exists or no file can be made there, or an array was donated.
+      OSError: if the file cannot be written, because the disk is full, say.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -46,29 +48,31 @@ def save_safetensors(path: str | os.PathLike[str], posterior: Posterior) -> None
       >>> print(restored.mean["w"])
       [1. 1. 1.]
     """
-    numpy, target = _safetensors().numpy, Path(path)
-    if target.exists():
-        remedy = "save under another name; nothing is overwritten"
-        raise ValueError(
-            complaint(str(path), "a path that does not exist", "one that does", remedy)
-        )
-    arrays, header = record.write(posterior)
+    numpy, where = _safetensors().numpy, Path(path).absolute()
+    check_place(where)
+    arrays, header = _record.write(posterior)
     tensors = {name: np.asarray(x, order="C") for name, x in jax.device_get(arrays).items()}
-    data = numpy.save(tensors, {"l2m_optax": json.dumps(header)})
-    # Under its name only once it is whole, and only if that is still free.
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(where, numpy.save(tensors, {"l2m_optax": json.dumps(header)}))
+
+
+def _write(where: Path, data: bytes) -> None:
+    """A new file, which gets its name only once it is whole, and only if that is still free.
+
+    Raises:
+      OSError: if it cannot be written.
+      ValueError: if another one has the name by then.
+    """
+    temporary = where.with_name(f"{where.name}.{secrets.token_hex(8)}")
     try:
-        os.link(file.name, target)
-    except FileExistsError as error:
-        remedy = "save under another name; nothing is overwritten"
-        raise ValueError(
-            complaint(str(path), "a path that does not exist", "one that does", remedy)
-        ) from error
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, where)
+    except OSError as error:
+        raise failure(where, error) from error
     finally:
-        os.unlink(file.name)
+        temporary.unlink(missing_ok=True)
 
 
 def load_safetensors(path: str | os.PathLike[str], *, like: PyTree) -> Posterior:
@@ -89,37 +93,43 @@ def load_safetensors(path: str | os.PathLike[str], *, like: PyTree) -> Posterior
     Example:
       See `save_safetensors`.
     """
-    package = _safetensors()
-    remedy = "the file was changed or damaged, or is none that save_safetensors wrote"
+    package, where = _safetensors(), str(path)
     try:
         with package.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            header = record.check_header(json.loads(metadata.get("l2m_optax", "null")), str(path))
-            targets = record.targets(header, like, str(path))
+            header = _record.check_header(_header(file), where)
             arrays = {
-                name: jax.device_put(_typed(file.get_tensor(name), target), target.sharding)
-                for name, target in targets.items()
+                name: jax.device_put(_tensor(file, name, target, where), target.sharding)
+                for name, target in _record.targets(header, like, where).items()
             }
     except FileNotFoundError:
         raise
-    except (package.SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (package.SafetensorError, OSError) as error:
+        remedy = "the file was changed or damaged, or is none that save_safetensors wrote"
         got = f"{type(error).__name__}: {error}"
-        raise ValueError(complaint(str(path), "a posterior", got[:300], remedy)) from error
-    return record.read(header, arrays, like, str(path))
+        raise ValueError(complaint(where, "a posterior", got[:300], remedy)) from error
+    return _record.read(header, arrays, like, where)
 
 
-def _typed(tensor: np.ndarray, target: jax.ShapeDtypeStruct) -> np.ndarray:
+def _header(file: Any) -> Any:
+    """What the metadata hold of a posterior, or `None`; `check_header` looks at it."""
+    try:
+        return json.loads((file.metadata() or {}).get("l2m_optax", "null"))
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or too deep
+        return None
+
+
+def _tensor(file: Any, name: str, target: jax.ShapeDtypeStruct, where: str) -> np.ndarray:
     """A tensor as it was saved.
 
     Raises:
       ValueError: if it has another shape or dtype.
     """
+    tensor = file.get_tensor(name)
     if tensor.shape != target.shape or tensor.dtype != target.dtype:
         remedy = "the file was changed or damaged; load an earlier one"
+        expected = f"{target.dtype} of shape {target.shape}"[:100]
         got = f"{tensor.dtype} of shape {tensor.shape}"
-        raise ValueError(
-            complaint("tensor", f"{target.dtype} of shape {target.shape}", got, remedy)
-        )
+        raise ValueError(complaint(f"{where}: {name}", expected, got, remedy))
     return tensor
 
 

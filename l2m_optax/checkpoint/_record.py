@@ -1,13 +1,16 @@
-"""A posterior as named arrays and a header in JSON, and back, with a digest of every array.
+"""A posterior as named leaves and a header in JSON, and back, with a digest of every array.
 
-Names are paths, ``mean['body']['kernel']``; they are data, and never part of a file's name. The
-digest of an array is the same however it is sharded, and is made where its shards live.
+A name is the path of a leaf, ``mean['body']['kernel']`` or ``second_moment.nu['body']['kernel']``.
+Names are data: no file is called by one. No field of a posterior is listed here. The NamedTuples
+say which fields there are, and the parameters say what is below them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,45 +18,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_alive, complaint, path_name
-from l2m_optax._support.trees import broadcast
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.moments._moment import SecondMoment
+from l2m_optax.checkpoint._digest import digests
 from l2m_optax.posterior._posterior import Posterior
 
 FORMAT, VERSION = "l2m_optax.posterior", 1
-_POSTERIOR = ("data_scale", "temperature", "noise_variance")
-_MOMENT = ("mu_weight", "count", "decay", "mu_decay", "micro_steps")
-_PREFIXES = {"prior_precision": "mean", "weight": "nu", "offset": "nu"}
-"""Fields that are a number or a tree of numbers, and the tree that they are a prefix of."""
-
-
-def named(posterior: Posterior) -> dict[str, Any]:
-    """The leaves of a posterior by name, where they are."""
-    moment = posterior.second_moment
-    fields = {name: getattr(posterior, name) for name in ("mean", "prior_mean", *_POSTERIOR)}
-    fields |= {name: getattr(moment, name) for name in ("nu", "mu", *_MOMENT)}
-    for name, like in _PREFIXES.items():
-        value = getattr(posterior if name == "prior_precision" else moment, name)
-        fields[name] = value if _is_number(value) else broadcast(value, fields[like])
-    leaves = {
-        path_name(path, name): leaf
-        for name, tree in fields.items()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    check_alive(leaves, "posterior")
-    return leaves
+_ANOTHER = "pass like=, the parameters this posterior was made for, or their shapes"
+_DAMAGED = "the file was changed or damaged; restore an earlier one"
 
 
 def write(posterior: Posterior) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays of a posterior, and the header that describes them."""
-    leaves = named(posterior)
-    numbers = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, int | float)}
-    arrays = {name: jnp.asarray(leaf) for name, leaf in leaves.items() if name not in numbers}
+    """The arrays of a posterior by name, and the header: all the rest.
+
+    Raises:
+      ValueError: if an array was donated.
+    """
+    check_alive(posterior, "posterior")
+    nodes = dict(_walk("", posterior))
+    leaves = {name: node for name, node in nodes.items() if _is_leaf(node)}
+    values = {name: leaf for name, leaf in leaves.items() if _is_plain(leaf)}
+    arrays = {name: jnp.asarray(leaf) for name, leaf in leaves.items() if name not in values}
     found = jax.device_get(digests(list(arrays.values())))
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "numbers": numbers,
+        "types": {name: type(x).__name__ for name, x in nodes.items() if hasattr(x, "_make")},
+        "values": values,
         "arrays": {
             name: {"shape": list(x.shape), "dtype": x.dtype.name, "digest": digest.tolist()}
             for (name, x), digest in zip(arrays.items(), found, strict=True)
@@ -72,13 +62,12 @@ def check_header(header: Any, where: str) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(complaint(where, f"a header of {FORMAT}", "none", remedy))
     if header.get("version") != VERSION:
-        remedy = "install the version of l2m_optax that saved it"
-        raise ValueError(complaint(where, f"version {VERSION}", str(header.get("version")), remedy))
-    rest = {name: value for name, value in header.items() if name != "digest"}
-    if header.get("digest") != _of_header(rest):
-        remedy = "the file was changed or damaged; restore an earlier one"
-        raise ValueError(complaint(where, "the header that was saved", "another", remedy))
-    return header
+        remedy, got = "install the version of l2m_optax that saved it", str(header.get("version"))
+        raise ValueError(complaint(where, f"version {VERSION}", got[:20], remedy))
+    parts = {name: header.get(name) for name in ("format", "version", "types", "values", "arrays")}
+    if not _is_well_formed(parts) or header.get("digest") != _of_header(parts):
+        raise ValueError(complaint(where, "the header that was saved", "another", _DAMAGED))
+    return parts
 
 
 def targets(header: dict[str, Any], like: PyTree, where: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -87,30 +76,19 @@ def targets(header: dict[str, Any], like: PyTree, where: str) -> dict[str, jax.S
     Raises:
       ValueError: if the saved mean does not have the leaves and shapes of `like`.
     """
-    leaves = {path_name(p, ""): x for p, x in jax.tree_util.tree_leaves_with_path(like)}
-    saved = {name: tuple(entry["shape"]) for name, entry in header["arrays"].items()}
-    remedy = "pass like=, the parameters this posterior was made for, or their shapes"
-    for path, leaf in leaves.items():
-        shape = saved.get(f"mean{path}")
-        if shape != jnp.shape(leaf):
-            got = "no such leaf" if shape is None else f"shape {shape}"
-            raise ValueError(
-                complaint(f"{where}: mean{path}", f"shape {jnp.shape(leaf)}", got, remedy)
-            )
-    everywhere = _everywhere(like)
+    copies = everywhere(like)
 
-    def target(name: str, entry: dict[str, Any]) -> jax.ShapeDtypeStruct:
-        field, path = _split(name)
-        if field in ("mean", "nu", "mu", "prior_mean") and path not in leaves:
-            raise ValueError(complaint(f"{where}: {name}", "a leaf of like", "none", remedy))
-        owner = leaves.get(path)
-        shape = tuple(entry["shape"])
-        fits = owner is not None and shape == jnp.shape(owner)
-        sharding = getattr(owner, "sharding", None) if fits else everywhere
-        dtype = jnp.dtype(entry["dtype"])
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or everywhere)  # type: ignore[no-untyped-call]
+    def target(name: str, place: PyTree) -> Any:
+        entry = header["arrays"].get(name)
+        return header["values"].get(name) if entry is None else _target(entry, place, copies)
 
-    return {name: target(name, entry) for name, entry in header["arrays"].items()}
+    posterior = _build(header, like, target, where)
+    _check_mean(posterior.mean, like, where)
+    found = dict(_walk("", posterior))
+    for name in [*header["arrays"], *header["values"]]:
+        if name not in found:
+            raise ValueError(complaint(f"{where}: {name}", "a leaf of like", "none", _ANOTHER))
+    return {name: found[name] for name in header["arrays"]}
 
 
 def read(header: dict[str, Any], arrays: dict[str, Array], like: PyTree, where: str) -> Posterior:
@@ -120,52 +98,124 @@ def read(header: dict[str, Any], arrays: dict[str, Array], like: PyTree, where: 
       ValueError: naming the array that is missing or another.
     """
     _check_arrays(header, arrays, where)
-    leaves = dict(header["numbers"]) | arrays
-    paths = [path_name(path, "") for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    treedef = jax.tree.structure(like)
-
-    def field(name: str) -> Any:
-        if name in leaves:
-            return leaves[name]
-        found = [leaves.get(name + path) for path in paths]
-        return None if all(x is None for x in found) else jax.tree.unflatten(treedef, found)
-
-    moment = SecondMoment(**{name: field(name) for name in SecondMoment._fields})
-    rest = {name: field(name) for name in Posterior._fields if name != "second_moment"}
-    return Posterior(second_moment=moment, **rest)
+    leaves = header["values"] | arrays
+    return _build(header, like, lambda name, _: leaves[name], where)
 
 
-@jax.jit
-def digests(arrays: list[Array]) -> list[Array]:
-    """Two words of 32 bits an array: sums, modulo 2^32, of its words mixed with their places."""
-    return [_digest(x) for x in arrays]
+# --- trees and names -----------------------------------------------------------------------------
 
 
-def _digest(x: Array) -> Array:
-    words = _words(x)
-    place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        place = place * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(
-            jnp.uint32, words.shape, axis
-        )
-
-    def mixed(seed: int) -> Array:
-        # The finaliser of MurmurHash3: each bit of the word and of its place reaches all others.
-        h = words ^ ((place + np.uint32(seed)) * np.uint32(0x9E3779B9))
-        h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-        return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
-
-    return jnp.stack([mixed(1), mixed(0x51ED270B)])
+def _walk(name: str, node: PyTree) -> Iterator[tuple[str, PyTree]]:
+    """Every node of a tree with its name, the tree itself first."""
+    yield name, node
+    if not _is_leaf(node):
+        for key, child in _children(node)[0]:
+            yield from _walk((name + key).removeprefix("."), child)
 
 
-def _words(x: Array) -> Array:
-    """The bits of an array as whole numbers of 32 bits; 64 make a last axis of two."""
-    size = x.dtype.itemsize
-    if size >= 4:
-        return jax.lax.bitcast_convert_type(x, jnp.uint32)
-    narrow = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}[size])
-    return narrow.astype(jnp.uint32)
+def _build(
+    header: dict[str, Any], like: PyTree, leaf: Callable[[str, PyTree], Any], where: str
+) -> Posterior:
+    """The tree that `_walk` named, with ``leaf(name, place)`` for each leaf.
+
+    The place of a leaf is the part of `like` that it belongs to: a parameter, or, for a prefix
+    tree, all parameters that one number stands for.
+
+    Raises:
+      ValueError: if a leaf is missing.
+    """
+    names = header["arrays"].keys() | header["values"].keys()
+
+    def build(name: str, place: PyTree, holder: type) -> Any:
+        if name in names:
+            return leaf(name, place)
+        cls = _named_tuples(holder).get(header["types"].get(name))
+        if cls is not None:
+            fields = [f"{name}.{field}".removeprefix(".") for field in cls._fields]
+            return cls._make(build(field, place, cls) for field in fields)
+        if _is_leaf(place):
+            wanted = f"shape {np.shape(place)}"
+            raise ValueError(complaint(f"{where}: {name}", wanted, "no such leaf", _ANOTHER))
+        children, treedef = _children(place)
+        return treedef.unflatten([build(name + key, child, holder) for key, child in children])
+
+    try:
+        return build("", like, Posterior)
+    except RecursionError as error:
+        raise ValueError(
+            complaint(where, "the types that were saved", "others", _DAMAGED)
+        ) from error
+
+
+def _named_tuples(holder: type) -> dict[str, Any]:
+    """The types that a NamedTuple may hold: those that its module defines or imports.
+
+    A file names types, and nothing is imported on its word.
+    """
+    names = vars(sys.modules[holder.__module__])
+    return {name: x for name, x in names.items() if isinstance(x, type) and hasattr(x, "_make")}
+
+
+def _children(node: PyTree) -> tuple[list[tuple[str, PyTree]], Any]:
+    """What lies one level below a node, each with its key, and what puts it together again."""
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    return [(path_name(path, ""), child) for path, child in pairs], treedef
+
+
+def _is_leaf(node: Any) -> bool:
+    """Whether a node has a name of its own in the file; `None` has one."""
+    return node is None or jax.tree_util.all_leaves([node])
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether JSON holds a leaf as it is."""
+    return leaf is None or isinstance(leaf, int | float | str)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _is_well_formed(parts: dict[str, Any]) -> bool:
+    """Whether each part of a header has the type that `write` gave it."""
+    types, values, arrays = (parts[name] for name in ("types", "values", "arrays"))
+    return (
+        all(isinstance(part, dict) for part in (types, values, arrays))
+        and all(isinstance(name, str) for name in types.values())
+        and all(map(_is_plain, values.values()))
+        and all(map(_is_entry, arrays.values()))
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this can be the shape, dtype and digest of an array."""
+    if not isinstance(entry, dict) or entry.keys() != {"shape", "dtype", "digest"}:
+        return False
+    shape, dtype = entry["shape"], entry["dtype"]
+    sizes = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
+    return sizes and isinstance(dtype, str) and _is_dtype(dtype)
+
+
+def _is_dtype(name: str) -> bool:
+    """Whether this names a dtype of arrays; other strings are a small language of numpy's."""
+    if not name.isidentifier():
+        return False
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        return False
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _check_mean(mean: PyTree, like: PyTree, where: str) -> None:
+    structures: list[Any] = [jax.tree.structure(mean), jax.tree.structure(like)]
+    if structures[0] != structures[1]:
+        got = "another structure"
+        raise ValueError(complaint(f"{where}: mean", "the structure of like", got, _ANOTHER))
+    wanted = jax.tree_util.tree_leaves_with_path(like)
+    for (path, leaf), held in zip(wanted, jax.tree.leaves(mean), strict=True):
+        if np.shape(held) != np.shape(leaf):
+            name, got = path_name(path, f"{where}: mean"), f"shape {np.shape(held)}"
+            raise ValueError(complaint(name, f"shape {np.shape(leaf)}", got[:100], _ANOTHER))
 
 
 def _check_arrays(header: dict[str, Any], arrays: dict[str, Array], where: str) -> None:
@@ -173,35 +223,32 @@ def _check_arrays(header: dict[str, Any], arrays: dict[str, Array], where: str) 
     actual = dict(zip(arrays, found, strict=True))
     for name, entry in header["arrays"].items():
         if name not in actual:
-            remedy = "the file was changed or damaged; restore an earlier one"
-            raise ValueError(complaint(f"{where}: {name}", "an array", "none", remedy))
+            raise ValueError(complaint(f"{where}: {name}", "an array", "none", _DAMAGED))
         if actual[name].tolist() != entry["digest"]:
-            remedy = "the file was changed or damaged; restore an earlier one"
-            raise ValueError(
-                complaint(f"{where}: {name}", "the bytes that were saved", "others", remedy)
-            )
+            expected = "the bytes that were saved"
+            raise ValueError(complaint(f"{where}: {name}", expected, "others", _DAMAGED))
 
 
 def _of_header(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _everywhere(like: PyTree) -> Any:
-    """Where numbers go: on all devices of the mesh, or on the first."""
+# --- shardings -----------------------------------------------------------------------------------
+
+
+def _target(entry: dict[str, Any], place: PyTree, copies: Any) -> jax.ShapeDtypeStruct:
+    """An array that is shaped like its parameter is sharded like it; others are everywhere."""
+    shape = tuple(entry["shape"])
+    fits = _is_leaf(place) and np.shape(place) == shape
+    sharding = getattr(place, "sharding", None) if fits else None
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(entry["dtype"]), sharding=sharding or copies)  # type: ignore[no-untyped-call]
+
+
+def everywhere(like: PyTree) -> Any:
+    """The sharding of all other arrays: copies on all devices of the mesh, or the first device."""
     for leaf in jax.tree.leaves(like):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, jax.sharding.NamedSharding):
-            nowhere = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
-            return jax.sharding.NamedSharding(sharding.mesh, nowhere)
+            copies = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
+            return jax.sharding.NamedSharding(sharding.mesh, copies)
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def _split(name: str) -> tuple[str, str]:
-    """``mean['body']`` to ``mean`` and ``['body']``."""
-    ends = [i for i in (name.find("["), name.find(".")) if i >= 0]
-    at = min(ends, default=len(name))
-    return name[:at], name[at:]
-
-
-def _is_number(value: Any) -> bool:
-    return jax.tree_util.treedef_is_leaf(jax.tree.structure(value))

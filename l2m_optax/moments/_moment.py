@@ -12,7 +12,6 @@ from l2m_optax._support.checks import complaint, is_concrete, is_not_negative
 from l2m_optax._support.trees import align, broadcast, statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike, PyTree
 
-
 NEGLIGIBLE = 0.01
 """The relative error of a moment that may be passed over."""
 

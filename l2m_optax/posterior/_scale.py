@@ -5,7 +5,6 @@ Every factor of it stands here, and nowhere else.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax

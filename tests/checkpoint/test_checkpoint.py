@@ -1,6 +1,5 @@
 """Posteriors on disk come back bit for bit, or not at all."""
 
-import os
 import random
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import moment_of, network, network_params
+from helpers import moment_of, network, network_params, run_script
 
 import l2m_optax as l2m
 from l2m_optax import checkpoint
@@ -132,7 +131,7 @@ def test_a_later_version_is_refused():
     with pytest.raises(ValueError, match="expected version 1, got 2"):
         record.check_header(header | {"version": 2}, "path")
     with pytest.raises(ValueError, match="damaged"):
-        record.check_header(header | {"numbers": {"temperature": 2.0}}, "path")
+        record.check_header(header | {"values": {"temperature": 2.0}}, "path")
 
 
 def test_digests_see_every_bit_and_every_place():
@@ -175,8 +174,6 @@ def test_damaged_files_give_an_error_or_the_truth(tmp_path):
     assert refused > 250
 
 
-# What pytest does for the tests themselves: their helpers can be imported.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 FUZZ = """
 import random, sys
 from pathlib import Path
@@ -206,10 +203,7 @@ def test_damaged_directories_give_an_error_or_the_truth(tmp_path):
     """
     path, posterior = tmp_path / "posterior", POSTERIORS["restricted"]
     checkpoint.save(path, posterior)
-    command = [sys.executable, "-c", FUZZ, str(path)]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = run_script(FUZZ, path, folder=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) > 30
     assert_same(checkpoint.restore(path, like=posterior.mean), posterior)
