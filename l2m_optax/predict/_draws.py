@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from l2m_optax._support.checks import check_count, check_hashable, complaint, path_name
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.posterior._sampling import draw, keys_and_signs
+from l2m_optax.posterior._drawing import draw, keys_and_signs
 
 
 def apply_ensemble(

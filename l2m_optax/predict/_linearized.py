@@ -12,7 +12,7 @@ from l2m_optax._support.checks import check_count, check_hashable
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.posterior._sampling import deviation, keys_and_signs
+from l2m_optax.posterior._drawing import deviation, keys_and_signs
 from l2m_optax.predict._draws import over_draws
 
 

@@ -13,7 +13,7 @@ from l2m_optax._support.checks import check_count, check_hashable, complaint
 from l2m_optax._support.trees import fill, free
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.posterior._sampling import deviation, draw, keys_and_signs
+from l2m_optax.posterior._drawing import deviation, draw, keys_and_signs
 from l2m_optax.predict._draws import monte_carlo, over_draws
 from l2m_optax.predict._linearized import deviations_along, linearized
 
