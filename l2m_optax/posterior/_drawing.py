@@ -16,9 +16,7 @@ from l2m_optax._support.types import Array, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 
 
-def draws(
-    key: Array, posterior: Posterior, num_samples: int, antithetic: bool = False
-) -> PyTree:
+def draws(key: Array, posterior: Posterior, num_samples: int, antithetic: bool = False) -> PyTree:
     """S draws, in the parameters' own dtype; `None` at fixed leaves."""
     return _leaf_by_leaf(_moved, key, posterior, num_samples, antithetic)
 
@@ -123,7 +121,7 @@ def _in_place(
     """Draws of a leaf that may be sharded: each device makes the numbers of its own part."""
     normals = jax.vmap(lambda k: _normal(k, leaf))(keys[:, index])
     # Not fused with what follows, whose rounding would differ from that on one device.
-    normals = jax.lax.optimization_barrier(normals)
+    normals = jax.lax.optimization_barrier(normals)  # type: ignore[no-untyped-call]
     return of_normals(_mirrored(normals, num_samples), leaf)
 
 

@@ -47,7 +47,8 @@ def sample(
     leaves, treedef = jax.tree.flatten(posterior.mean)
     moved = subtrees(draws(key, posterior, num_samples, antithetic), posterior.mean)
     pairs = zip(leaves, moved, strict=True)
-    return treedef.unflatten([_repeated(m, num_samples) if d is None else d for m, d in pairs])
+    filled = [_repeated(m, num_samples) if d is None else d for m, d in pairs]
+    return jax.tree.unflatten(treedef, filled)
 
 
 @jax.jit
