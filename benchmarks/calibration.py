@@ -98,7 +98,7 @@ def l2m_prediction(kind, posterior, x) -> jax.Array:
         return l2m.classification(draws).probs
     if kind == "probit":
         return l2m.predict.probit(mean, l2m.output_variance(apply_fn, posterior, x))
-    return l2m.predict.mean_field_2(mean, l2m.output_covariance(apply_fn, posterior, x))
+    return l2m.predict.mean_field(mean, l2m.output_covariance(apply_fn, posterior, x))
 
 
 def tuned(posterior, data) -> Iterator[tuple[str, l2m.posterior.Posterior, tuple[str, ...]]]:

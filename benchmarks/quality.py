@@ -79,7 +79,7 @@ def linearized(posterior) -> Callable:
 def mean_field(posterior) -> Callable:
     def predict(x):
         covariance = l2m.output_covariance(network, posterior, x)
-        return l2m.predict.mean_field_2(network(posterior.mean, x), covariance)
+        return l2m.predict.mean_field(network(posterior.mean, x), covariance)
 
     return jax.jit(predict)
 

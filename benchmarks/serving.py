@@ -63,7 +63,7 @@ def many_inputs(posterior, x):
     kwargs = {"num_samples": SAMPLES, "chunk_size": CHUNK}
     key = jax.random.key(1)
     made = {
-        kind: l2m.make_predictive(apply_fn, posterior, kind=kind, key=key, **kwargs)
+        kind: l2m.make_predictive(key, apply_fn, posterior, kind=kind, **kwargs)
         for kind in ("monte_carlo", "linearized")
     }
     seconds = medians(
@@ -96,7 +96,7 @@ def one_input(posterior, x):
     key, draws = jax.random.key(1), stack(posterior)
     vmapped = jax.jit(jax.vmap(apply_fn, in_axes=(0, None)))
     made = {
-        kind: l2m.make_predictive(apply_fn, posterior, kind=kind, key=key, num_samples=SAMPLES)
+        kind: l2m.make_predictive(key, apply_fn, posterior, kind=kind, num_samples=SAMPLES)
         for kind in ("monte_carlo", "linearized")
     }
     names = ["vmapped forward", "Monte Carlo", "linearised"]

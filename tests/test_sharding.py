@@ -68,7 +68,7 @@ FUNCTIONS = {
     "linearized": lambda p, x: l2m.linearized(KEY, network, p, x, num_samples=4),
     "output_variance": lambda p, x: l2m.output_variance(network, p, x),
     "output_covariance": lambda p, x: l2m.output_covariance(network, p, x),
-    "make_predictive": lambda p, x: l2m.make_predictive(network, p, key=KEY, num_samples=4)(x),
+    "make_predictive": lambda p, x: l2m.make_predictive(KEY, network, p, num_samples=4)(x),
     "tune": lambda p, x: l2m.tune(network, p, x, Y, num_samples=2).info.value,
     "diagnose": lambda p, x: l2m.diagnose(p, p.second_moment).leaves,
 }

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_count, check_positive, is_positive
-from l2m_optax._support.trees import align, fill, free, statistics_dtype, total
+from l2m_optax._support.checks import check_positive, is_positive
+from l2m_optax._support.trees import align, free, subtrees, total
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision, free_variance
+from l2m_optax.posterior._drawing import draws
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples", "antithetic"))
 def sample(
     key: Array, posterior: Posterior, num_samples: int, *, antithetic: bool = False
 ) -> PyTree:
     r"""Draws $\theta_s = \theta^* + \sqrt{T / (F + \delta)}\, \epsilon_s$.
+
+    Outside of `jax.jit` each shape of leaf is compiled once, however many leaves there are.
 
     Args:
       key: a key of `jax.random`.
@@ -44,8 +45,11 @@ def sample(
       >>> l2m.sample(jax.random.key(0), posterior, 8).shape
       (8, 4)
     """
-    keys, signs = keys_and_signs(key, num_samples, antithetic)
-    return jax.vmap(lambda k, sign: draw(k, posterior, sign))(keys, signs)
+    leaves, treedef = jax.tree.flatten(posterior.mean)
+    moved = subtrees(draws(key, posterior, num_samples, antithetic), posterior.mean)
+    pairs = zip(leaves, moved, strict=True)
+    filled = [_repeated(m, num_samples) if d is None else d for m, d in pairs]
+    return jax.tree.unflatten(treedef, filled)
 
 
 def log_prob(posterior: Posterior, params: PyTree) -> Array:
@@ -126,48 +130,6 @@ def _check_width(posterior: Posterior) -> None:
     check_positive("posterior.temperature", posterior.temperature, remedy)
 
 
-def keys_and_signs(key: Array, num_samples: int, antithetic: bool = False) -> tuple[Array, Array]:
-    """One key and one sign a draw; mirror images share a key and differ in sign."""
-    check_count("num_samples", num_samples)
-    if not antithetic:
-        return jax.random.split(key, num_samples), jnp.ones(num_samples)
-    keys = jax.random.split(key, (num_samples + 1) // 2)
-    signs = jnp.repeat(jnp.array([1.0, -1.0]), keys.shape[0])
-    return jnp.concatenate([keys, keys])[:num_samples], signs[:num_samples]
-
-
-def deviation(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
-    """One draw less the mean, in float32 at least; `None` at fixed leaves."""
-    scale = jax.tree.map(jnp.sqrt, free_variance(posterior))
-    leaves, treedef = jax.tree.flatten(scale)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sign * s * _normal(k, s) for k, s in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)
-
-
-def _normal(key: Array, like: Array) -> Array:
-    """Standard normals like an array, in its own shape: each device then draws its own shard.
-
-    A flat draw that is reshaped compiles faster, and is made whole on every device.
-    """
-    sharding = _explicit_sharding(like)
-    if sharding is None:
-        return jax.random.normal(key, like.shape, like.dtype)
-    return jax.random.normal(key, like.shape, like.dtype, out_sharding=sharding)
-
-
-def _explicit_sharding(like: Array) -> Any:
-    """The sharding that is part of an array's type, on meshes with axes of `AxisType.Explicit`."""
-    sharding = getattr(jax.typeof(like), "sharding", None)
-    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
-    return sharding if jax.sharding.AxisType.Explicit in kinds else None
-
-
-def draw(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
-    """One draw, in the parameters' own dtype; fixed leaves are the trained values."""
-
-    def move(m: Array, d: Array) -> Array:
-        return (jnp.asarray(m, statistics_dtype(m)) + d).astype(jnp.result_type(m))
-
-    moved = jax.tree.map(move, free_mean(posterior), deviation(key, posterior, sign))
-    return fill(moved, posterior.mean)
+@functools.partial(jax.jit, static_argnums=1)
+def _repeated(leaf: Array, number: int) -> Array:
+    return jax.vmap(lambda _: leaf)(jnp.arange(number))

@@ -2,14 +2,9 @@
 
 from l2m_optax.predict._draws import apply_ensemble
 from l2m_optax.predict._exact import linearized_regression
+from l2m_optax.predict._laplace_bridge import laplace_bridge
+from l2m_optax.predict._mean_field import mean_field, probit
 from l2m_optax.predict._serving import Predictive
-from l2m_optax.predict._softmax import (
-    laplace_bridge,
-    mean_field_0,
-    mean_field_1,
-    mean_field_2,
-    probit,
-)
 from l2m_optax.predict._summaries import Classification, Regression, heteroscedastic_regression
 from l2m_optax.predict._tabulate import VarianceTable, tabulate
 
@@ -22,9 +17,7 @@ __all__ = [
     "heteroscedastic_regression",
     "laplace_bridge",
     "linearized_regression",
-    "mean_field_0",
-    "mean_field_1",
-    "mean_field_2",
+    "mean_field",
     "probit",
     "tabulate",
 ]

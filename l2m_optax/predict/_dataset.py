@@ -50,7 +50,7 @@ def predict_dataset(
       >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 2)))
       >>> posterior = l2m.laplace(jnp.zeros((3, 2)), moment, num_data=100, batch_size=10)
       >>> predictive = l2m.make_predictive(
-      ...     lambda w, x: x @ w, posterior, key=jax.random.key(0), summary=l2m.classification
+      ...     jax.random.key(0), lambda w, x: x @ w, posterior, summary=l2m.classification
       ... )
       >>> l2m.predict_dataset(predictive, jnp.ones((1000, 3))).probs.shape
       (1000, 2)
@@ -117,7 +117,7 @@ def _draw_at_fault(predictive: Any, inputs: PyTree, row: int) -> str:
     """Which draw gave NaN, where the draws can be repeated."""
     if not isinstance(predictive, Predictive):
         return ""
-    outputs = predictive.outputs(jax.tree.map(lambda x: x[row : row + 1], inputs), None)
+    outputs = predictive.outputs(jax.tree.map(lambda x: x[row : row + 1], inputs))
     draws = np.flatnonzero(np.isnan(outputs).reshape(len(outputs), -1).any(axis=1))
     return f" in draw {draws[0]} ({len(draws)} of {len(outputs)} draws)" if len(draws) else ""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_count, check_hashable, complaint, path_name
+from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._drawing import draw, draws, keys_and_signs
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.posterior._sampling import draw, keys_and_signs
+from l2m_optax.predict._outputs import check_independent, check_outputs, if_independent, influence
 
 
 def apply_ensemble(
@@ -32,7 +36,7 @@ def apply_ensemble(
 
     Raises:
       ValueError: if the leading axes differ, or `chunk_size` is below 1.
-      TypeError: if `apply_fn` is not hashable.
+      TypeError: if `apply_fn` is not hashable, or returns anything but one array of real numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,15 +62,21 @@ def monte_carlo(
 ) -> Array:
     r"""Outputs $f(x, \theta_s)$ of the network for draws $\theta_s$ of the posterior.
 
-    Draws are made as they are used: at most `chunk_size` of them exist at a time. With the prior
-    of the evidence a diagonal posterior under-fits here; prefer `linearized` unless the
-    temperature was tuned for this predictive.
+    With a `chunk_size` draws are made as they are used: at most so many of them exist at a time.
+    With the prior of the evidence a diagonal posterior under-fits here; prefer `linearized` unless
+    the temperature was tuned for this predictive.
+
+    Compiled once for each `apply_fn` object: keep one function. A new lambda in each call compiles
+    again, and a variable that the function closes over is read once only: pass what changes with
+    the params or the inputs.
 
     Args:
       key: a key of `jax.random`.
-      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      apply_fn: ``apply_fn(params, inputs) -> outputs``, one array of real numbers; hashable.
       posterior: a `Posterior`.
-      inputs: what `apply_fn` takes.
+      inputs: what `apply_fn` takes. Where all of them have as many rows as the outputs, rows are
+        examples, and no output may depend on another example. Inputs of other shapes, and networks
+        that take one number of rows only, may do as they like.
       num_samples: S, number of draws.
       chunk_size: draws run side by side; `None` for all of them.
       antithetic: draw mirror images, as in `sample`.
@@ -76,8 +86,10 @@ def monte_carlo(
       inputs)`` with ``draws = sample(key, posterior, num_samples)``.
 
     Raises:
-      ValueError: if `num_samples` or `chunk_size` is below 1.
-      TypeError: if `apply_fn` is not hashable.
+      ValueError: if `num_samples` or `chunk_size` is below 1, or one example's outputs depend on
+        others (batch statistics in training mode). Inside `jax.jit`, where values cannot be looked
+        at, the outputs are NaN instead.
+      TypeError: if `apply_fn` is not hashable, or returns anything but one array of real numbers.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -90,33 +102,60 @@ def monte_carlo(
     """
     check_count("num_samples", num_samples)
     check_hashable("apply_fn", apply_fn)
-    return _monte_carlo(key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic)
+    stacked: PyTree
+    if chunk_size is None:
+        stacked = draws(key, posterior, num_samples, antithetic)
+    else:
+        stacked = keys_and_signs(key, num_samples, antithetic)
+    outputs, coupled = _monte_carlo(apply_fn, posterior, inputs, stacked, chunk_size)
+    check_independent(coupled)
+    return outputs
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _apply_ensemble(
     apply_fn: ApplyFn, draws: PyTree, inputs: PyTree, chunk_size: int | None
 ) -> Array:
-    return over_draws(lambda params: apply_fn(params, inputs), draws, chunk_size)
+    return over_draws(lambda params: check_outputs(apply_fn(params, inputs)), draws, chunk_size)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _monte_carlo(
-    key: Array,
     apply_fn: ApplyFn,
     posterior: Posterior,
     inputs: PyTree,
-    num_samples: int,
+    stacked: PyTree,
     chunk_size: int | None,
-    antithetic: bool,
+) -> tuple[Array, Array]:
+    """The outputs of draws, or of the keys and signs of draws that are made chunk by chunk."""
+    if chunk_size is None:
+        outputs = outputs_of_draws(apply_fn, posterior, stacked, inputs)
+    else:
+        outputs = over_draws(
+            lambda entry: check_outputs(apply_fn(draw(entry[0], posterior, entry[1]), inputs)),
+            stacked,
+            chunk_size,
+        )
+    coupled = influence(apply_fn, posterior, inputs, outputs[0])
+    return if_independent(outputs, coupled), coupled
+
+
+def outputs_of_draws(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    stacked: PyTree,
+    inputs: PyTree,
+    chunk_size: int | None = None,
 ) -> Array:
-    def one(key_and_sign: tuple[Array, Array]) -> Array:
-        return apply_fn(draw(key_and_sign[0], posterior, key_and_sign[1]), inputs)
+    """The outputs of stacked draws that are `None` at fixed leaves."""
 
-    return over_draws(one, keys_and_signs(key, num_samples, antithetic), chunk_size)
+    def one(moved: PyTree) -> Array:
+        return check_outputs(apply_fn(fill(moved, posterior.mean), inputs))
+
+    return over_draws(one, stacked, chunk_size)
 
 
-def over_draws(f, stacked: PyTree, chunk_size: int | None) -> Array:  # type: ignore[no-untyped-def]
+def over_draws(f: Callable[[Any], Array], stacked: PyTree, chunk_size: int | None) -> Array:
     """`f` vmapped over a leading axis, at most `chunk_size` entries at a time."""
     if chunk_size is None:
         return jax.vmap(f)(stacked)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.jacobians._program import Program, trace
 from l2m_optax.jacobians._roots import Uses, roots, run, spread
 from l2m_optax.jacobians._uses import find_uses
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+from l2m_optax.predict._outputs import check_outputs
 
 
 class Jacobian(NamedTuple):
@@ -53,7 +54,7 @@ def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jaco
         batch = jax.tree.map(lambda x: x[None], example)
         params = fill(jax.tree.unflatten(treedef, leaves), posterior.mean)
         outputs = apply_fn(params, batch)
-        _check_outputs(outputs)
+        _check_one_row(check_outputs(outputs))
         shape.append(outputs.shape[1:])
         return jnp.ravel(outputs)
 
@@ -88,36 +89,10 @@ def at(
     return roots_of, spread(uses, jax.tree.leaves(free_variance(posterior)), kept)
 
 
-def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
-    """How far the outputs of a few inputs together are from those of each alone, relatively."""
-    few = jax.tree.map(lambda x: x[:4], inputs)
-    together = apply_fn(posterior.mean, few)
-    alone = jax.vmap(lambda x: apply_fn(posterior.mean, jax.tree.map(lambda y: y[None], x))[0])(few)
-    # One example has no spread of its own, by which it may have been divided.
-    alone = jnp.where(jnp.isnan(alone) & ~jnp.isnan(together), jnp.inf, alone)
-    return jnp.max(jnp.abs(together - alone)) / jnp.max(jnp.abs(together))
-
-
-def check_independent(coupling: Array) -> None:
-    """Refuse networks in which one example's outputs depend on others; traced numbers pass.
-
-    Raises:
-      ValueError: if `coupling` is more than rounding.
-    """
-    if is_concrete(coupling) and coupling > 0.02:
-        got = f"outputs that change by {float(coupling):.0%} when an example is alone in its batch"
-        remedy = "use the running statistics of batch normalisation (train=False)"
-        expected = "outputs of an example that depend on that example only"
-        raise ValueError(complaint("apply_fn", expected, got, remedy))
-
-
-def _check_outputs(outputs: Any) -> None:
-    remedy = "return the outputs alone: lambda params, x: model.apply(params, x)"
-    if not isinstance(outputs, jax.Array) or not jnp.issubdtype(outputs.dtype, jnp.floating):
-        got = str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", outputs))
-        raise TypeError(complaint("apply_fn", "one array of real outputs", got, remedy))
+def _check_one_row(outputs: Array) -> None:
     if outputs.shape[:1] != (1,):
         got = f"shape {outputs.shape} for a single example"
+        remedy = "keep the axis of examples in front: return an output for each"
         raise ValueError(complaint("apply_fn", "outputs with a batch axis", got, remedy))
 
 

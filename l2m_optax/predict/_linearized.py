@@ -11,9 +11,10 @@ import jax
 from l2m_optax._support.checks import check_count, check_hashable
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._drawing import deviation, deviations, keys_and_signs
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.posterior._sampling import deviation, keys_and_signs
 from l2m_optax.predict._draws import over_draws
+from l2m_optax.predict._outputs import check_independent, check_outputs, if_independent, influence
 
 
 def linearized(
@@ -32,11 +33,15 @@ def linearized(
     where sampling the weights of the network itself loses it. One `jax.linearize` serves every
     draw, and no Jacobian is formed.
 
+    Compiled once for each `apply_fn` object: keep one function. A new lambda in each call compiles
+    again, and a variable that the function closes over is read once only: pass what changes with
+    the params or the inputs.
+
     Args:
       key: a key of `jax.random`.
-      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      apply_fn: ``apply_fn(params, inputs) -> outputs``, one array of real numbers; hashable.
       posterior: a `Posterior`.
-      inputs: what `apply_fn` takes.
+      inputs: what `apply_fn` takes, rows being examples as in `monte_carlo`.
       num_samples: S, number of draws.
       chunk_size: draws run side by side; `None` for all of them.
       antithetic: draw mirror images, as in `sample`.
@@ -45,8 +50,8 @@ def linearized(
       Outputs with a leading axis of size S.
 
     Raises:
-      ValueError: if `num_samples` or `chunk_size` is below 1.
-      TypeError: if `apply_fn` is not hashable.
+      ValueError: as `monte_carlo`.
+      TypeError: as `monte_carlo`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -63,23 +68,29 @@ def linearized(
     """
     check_count("num_samples", num_samples)
     check_hashable("apply_fn", apply_fn)
-    return _linearized(key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic)
+    stacked: PyTree
+    if chunk_size is None:
+        stacked = deviations(key, posterior, num_samples, antithetic)
+    else:
+        stacked = keys_and_signs(key, num_samples, antithetic)
+    outputs, coupled = _linearized(apply_fn, posterior, inputs, stacked, chunk_size)
+    check_independent(coupled)
+    return outputs
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _linearized(
-    key: Array,
     apply_fn: ApplyFn,
     posterior: Posterior,
     inputs: PyTree,
-    num_samples: int,
+    stacked: PyTree,
     chunk_size: int | None,
-    antithetic: bool,
-) -> Array:
-    outputs, deviations = output_deviations(
-        key, apply_fn, posterior, inputs, num_samples, chunk_size, antithetic
-    )
-    return outputs + deviations
+) -> tuple[Array, Array]:
+    """The outputs of deviations, or of the keys and signs of such made chunk by chunk."""
+    tangent = _itself if chunk_size is None else _drawn(posterior)
+    outputs, moves = _along(tangent, stacked, apply_fn, posterior, inputs, chunk_size)
+    coupled = influence(apply_fn, posterior, inputs, outputs)
+    return if_independent(outputs + moves, coupled), coupled
 
 
 def output_deviations(
@@ -92,23 +103,29 @@ def output_deviations(
     antithetic: bool = False,
 ) -> tuple[Array, Array]:
     """The outputs at the mean, and S draws of $J(x)(θ_s - θ^*)$."""
-
-    def tangent(key_and_sign: tuple[Array, Array]) -> PyTree:
-        return deviation(key_and_sign[0], posterior, key_and_sign[1])
-
-    drawn = keys_and_signs(key, num_samples, antithetic)
-    return _along(tangent, drawn, apply_fn, posterior, inputs, chunk_size)
+    stacked = keys_and_signs(key, num_samples, antithetic)
+    return _along(_drawn(posterior), stacked, apply_fn, posterior, inputs, chunk_size)
 
 
-def deviations_along(
-    tangents: PyTree,
+def outputs_of_deviations(
     apply_fn: ApplyFn,
     posterior: Posterior,
+    stacked: PyTree,
     inputs: PyTree,
     chunk_size: int | None = None,
-) -> tuple[Array, Array]:
-    """`output_deviations` for S stacked deviations of the parameters, made before."""
-    return _along(lambda t: t, tangents, apply_fn, posterior, inputs, chunk_size)
+) -> Array:
+    """The linearised outputs of S stacked deviations of the parameters."""
+    outputs, moves = _along(_itself, stacked, apply_fn, posterior, inputs, chunk_size)
+    return outputs + moves
+
+
+def _itself(deviation: PyTree) -> PyTree:
+    return deviation
+
+
+def _drawn(posterior: Posterior) -> Callable[[tuple[Array, Array]], PyTree]:
+    """From a key and a sign to a deviation of the parameters."""
+    return lambda entry: deviation(entry[0], posterior, entry[1])
 
 
 def _along(
@@ -119,10 +136,10 @@ def _along(
     inputs: PyTree,
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
-    mean = free_mean(posterior)
-    outputs, push = jax.linearize(lambda moved: apply_fn(fill(moved, posterior.mean), inputs), mean)
+    """The outputs at the mean, and the Jacobian times the tangent of each stacked entry."""
 
-    def one(entry: Any) -> Array:
-        return push(jax.tree.map(lambda t, m: t.astype(m.dtype), tangent(entry), mean))
+    def outputs_at(free: PyTree) -> Array:
+        return check_outputs(apply_fn(fill(free, posterior.mean), inputs))
 
-    return outputs, over_draws(one, stacked, chunk_size)
+    outputs, push = jax.linearize(outputs_at, free_mean(posterior))
+    return outputs, over_draws(lambda entry: push(tangent(entry)), stacked, chunk_size)

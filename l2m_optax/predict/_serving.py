@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 
 from l2m_optax._support.checks import check_count, check_hashable, complaint
-from l2m_optax._support.trees import fill, free
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.posterior._sampling import deviation, draw, keys_and_signs
-from l2m_optax.predict._draws import monte_carlo, over_draws
-from l2m_optax.predict._linearized import deviations_along, linearized
-
-Kind: TypeAlias = Literal["linearized", "monte_carlo"]
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._kinds import KINDS, KindName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,98 +24,74 @@ class Predictive:
 
     Attributes:
       posterior: the `Posterior`.
-      draws: S stacked trees, `None` at points: parameters (``"monte_carlo"``) or their deviations
-        from the mean (``"linearized"``); `None` where each call brings its key.
+      draws: S stacked trees, `None` at fixed leaves: parameters (``"monte_carlo"``) or their
+        deviations from the mean (``"linearized"``).
       apply_fn: the network.
       kind: ``"linearized"`` or ``"monte_carlo"``.
-      num_samples: S.
       summary: made of the outputs of the draws; `None` for these themselves.
       chunk_size: draws side by side.
     """
 
     posterior: Posterior
-    draws: PyTree | None
+    draws: PyTree
     apply_fn: ApplyFn
-    kind: Kind
-    num_samples: int
+    kind: KindName
     summary: Callable[[Array], Any] | None
     chunk_size: int | None
 
-    def __call__(self, inputs: PyTree, *, key: Array | None = None) -> Any:
+    def __call__(self, inputs: PyTree) -> Any:
         """What `summary` makes of the outputs of S draws.
 
         Args:
           inputs: what `apply_fn` takes.
-          key: for fresh draws, where the predictive was made without a key.
 
         Returns:
           The summary, or outputs with a leading axis of size S.
 
         Raises:
-          ValueError: if draws were made once and a key is passed, or neither.
+          TypeError: if `apply_fn` returns anything but one array of real numbers.
         """
-        if (self.draws is None) == (key is None):
-            expected, got = "no key: the draws were made once", "a key"
-            if key is None:
-                expected, got = "a key for the draws of this call", "none"
-            remedy = "give make_predictive a key for draws made once, or each call its own"
-            raise ValueError(complaint("key", expected, got, remedy))
-        return _predict(self, inputs, key)
+        return _predict(self, inputs)
 
-    def outputs(self, inputs: PyTree, key: Array | None) -> Array:
+    def outputs(self, inputs: PyTree) -> Array:
         """The outputs of each draw, with a leading axis of size S."""
-        if key is not None:
-            function = linearized if self.kind == "linearized" else monte_carlo
-            return function(
-                key,
-                self.apply_fn,
-                self.posterior,
-                inputs,
-                num_samples=self.num_samples,
-                chunk_size=self.chunk_size,
-            )
-        if self.kind == "linearized":
-            outputs, deviations = deviations_along(
-                self.draws, self.apply_fn, self.posterior, inputs, self.chunk_size
-            )
-            return outputs + deviations
-
-        def one(moved: PyTree) -> Array:
-            return self.apply_fn(fill(moved, self.posterior.mean), inputs)
-
-        return over_draws(one, self.draws, self.chunk_size)
+        outputs_of = KINDS[self.kind].outputs
+        return outputs_of(self.apply_fn, self.posterior, self.draws, inputs, self.chunk_size)
 
 
 jax.tree_util.register_dataclass(
     Predictive,
     data_fields=["posterior", "draws"],
-    meta_fields=["apply_fn", "kind", "num_samples", "summary", "chunk_size"],
+    meta_fields=["apply_fn", "kind", "summary", "chunk_size"],
 )
 
 
 def make_predictive(
+    key: Array,
     apply_fn: ApplyFn,
     posterior: Posterior,
     *,
-    kind: Kind = "linearized",
+    kind: KindName = "linearized",
     num_samples: int = 32,
-    key: Array | None = None,
     summary: Callable[[Array], Any] | None = None,
     chunk_size: int | None = None,
 ) -> Predictive:
     """A compiled predictive: ``predictive(inputs)``.
 
-    With a key the S draws are made now and reused by every call, which then costs S forward passes
-    (or one forward and S directional derivatives) and no random numbers; the same input gets the
-    same answer. They take the memory of S trees of parameters. Without one, each call brings its
-    own: ``predictive(inputs, key=key)``.
+    The S draws are made now and reused by every call, which then costs S forward passes (or one
+    forward and S directional derivatives) and no random numbers; the same input gets the same
+    answer. They take the memory of S trees of parameters. For fresh draws in each call use
+    `linearized` or `monte_carlo`, which also refuse networks whose examples depend on each other.
+
+    Compiled once for each `apply_fn` and `summary`: keep one function of each. New lambdas compile
+    again, and a variable that a function closes over is read once only.
 
     Args:
-      apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
+      key: a key of `jax.random`.
+      apply_fn: ``apply_fn(params, inputs) -> outputs``, one array of real numbers; hashable.
       posterior: a `Posterior`.
       kind: ``"linearized"`` or ``"monte_carlo"``, the functions of these names.
       num_samples: S, number of draws.
-      key: a key of `jax.random` for draws made once.
       summary: what to make of outputs of shape (S, N, ...): `classification`, or
         ``lambda f: l2m.regression(f, noise_variance)``; hashable. `None` for the outputs
         themselves.
@@ -140,7 +110,7 @@ def make_predictive(
       >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 2)))
       >>> posterior = l2m.laplace(jnp.zeros((3, 2)), moment, num_data=100, batch_size=10)
       >>> predictive = l2m.make_predictive(
-      ...     lambda w, x: x @ w, posterior, key=jax.random.key(0), summary=l2m.classification
+      ...     jax.random.key(0), lambda w, x: x @ w, posterior, summary=l2m.classification
       ... )
       >>> predictive(jnp.ones((7, 3))).probs.shape
       (7, 2)
@@ -150,38 +120,14 @@ def make_predictive(
     check_count("num_samples", num_samples)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
-    if kind not in ("linearized", "monte_carlo"):
-        remedy = "pass one of these names"
-        raise ValueError(complaint("kind", "linearized or monte_carlo", repr(kind), remedy))
-    draws = None if key is None else _DRAWS[kind](key, posterior, num_samples)
-    return Predictive(posterior, draws, apply_fn, kind, num_samples, summary, chunk_size)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _deviations(key: Array, posterior: Posterior, num_samples: int) -> PyTree:
-    """S draws less the mean, in the parameters' dtype; `None` at points."""
-    mean = free_mean(posterior)
-
-    def one(key: Array) -> PyTree:
-        return jax.tree.map(lambda d, m: d.astype(m.dtype), deviation(key, posterior), mean)
-
-    return jax.vmap(one)(keys_and_signs(key, num_samples)[0])
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _moved(key: Array, posterior: Posterior, num_samples: int) -> PyTree:
-    """S draws; `None` at points, which are not repeated."""
-
-    def one(key: Array) -> PyTree:
-        return free(draw(key, posterior), posterior.second_moment.nu)
-
-    return jax.vmap(one)(keys_and_signs(key, num_samples)[0])
-
-
-_DRAWS = {"linearized": _deviations, "monte_carlo": _moved}
+    if kind not in KINDS:
+        expected, remedy = f"one of {', '.join(KINDS)}", "pass one of these names"
+        raise ValueError(complaint("kind", expected, repr(kind), remedy))
+    draws = KINDS[kind].draws(key, posterior, num_samples)
+    return Predictive(posterior, draws, apply_fn, kind, summary, chunk_size)
 
 
 @jax.jit
-def _predict(predictive: Predictive, inputs: PyTree, key: Array | None) -> Any:
-    outputs = predictive.outputs(inputs, key)
+def _predict(predictive: Predictive, inputs: PyTree) -> Any:
+    outputs = predictive.outputs(inputs)
     return outputs if predictive.summary is None else predictive.summary(outputs)

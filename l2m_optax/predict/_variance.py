@@ -19,7 +19,8 @@ from l2m_optax._support.checks import (
 )
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._jacobian import at, check_independent, coupling, explained, jacobian_of
+from l2m_optax.predict._jacobian import at, explained, jacobian_of
+from l2m_optax.predict._outputs import check_independent, coupling, if_independent
 
 _ENTRIES = 2**23
 """How many entries of cotangents may exist at a time, unless `chunk_size` says otherwise."""
@@ -57,7 +58,8 @@ def output_variance(
 
     Raises:
       ValueError: if `inputs` have no common leading axis, `chunk_size` is below 1, `outputs` are
-        out of range, or one example's outputs depend on others (batch statistics in training mode).
+        out of range, or one example's outputs depend on others (batch statistics in training
+        mode). Inside `jax.jit`, where values cannot be looked at, the result is NaN instead.
       TypeError: if `apply_fn` is not hashable or returns no single array, or `outputs` are no
         integers.
 
@@ -179,7 +181,8 @@ def _compiled(
         return reduce(*at(jacobian, posterior, example), chosen, width, shape)
 
     reduced = jax.lax.map(one, (inputs, chosen), batch_size=chunk)
-    return reduced, size, coupling(apply_fn, posterior, inputs)
+    coupled = coupling(apply_fn, posterior, inputs)
+    return if_independent(reduced, coupled), size, coupled
 
 
 def _chunks(entries: int, outputs: int, inputs: int, chunk_size: int | None) -> tuple[int, int]:

@@ -20,8 +20,9 @@ from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.likelihoods import categorical
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
-from l2m_optax.predict._jacobian import check_independent, coupling, jacobian_of
+from l2m_optax.predict._jacobian import jacobian_of
 from l2m_optax.predict._linearized import output_deviations
+from l2m_optax.predict._outputs import check_independent, coupling
 from l2m_optax.tuning._data import check_call
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
 from l2m_optax.tuning._mode import Verdict, judge, temperature_after

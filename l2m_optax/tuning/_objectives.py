@@ -18,9 +18,8 @@ from l2m_optax._support.checks import complaint
 from l2m_optax._support.types import ApplyFn, Array, Likelihood, PyTree
 from l2m_optax.likelihoods import categorical, gaussian
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._draws import monte_carlo
-from l2m_optax.predict._linearized import output_deviations
-from l2m_optax.predict._softmax import mean_field_2
+from l2m_optax.predict._kinds import KINDS, Kind
+from l2m_optax.predict._mean_field import mean_field
 from l2m_optax.predict._variance import output_covariance, output_variance
 
 Loss: TypeAlias = Callable[[Array], Array]
@@ -54,58 +53,49 @@ class Objective(NamedTuple):
           ValueError: if the name or the kind is unknown, or there is no closed form.
         """
         _check_one_of("objective", self.name, ("nll", "elbo"))
-        _check_one_of("kind", self.kind, tuple(_LOSSES))
+        _check_one_of("kind", self.kind, tuple(_WAYS))
         gaussian_by_default = self.likelihood is None and not self.labels
-        if self.kind == "linearized" and gaussian_by_default:
-            return self._replace(kind="closed_form")
+        if gaussian_by_default:
+            return self._replace(kind=_WAYS[self.kind].exactly)
         of_labels = self.labels and self.name == "nll" and self.likelihood is None
-        if self.kind == "closed_form" and not (gaussian_by_default or of_labels):
+        if self.smooth and not of_labels:
             got = f"objective={self.name!r} of " + ("a likelihood" if self.likelihood else "labels")
             remedy = "pass kind='linearized', which takes draws"
             raise ValueError(
-                complaint("kind='closed_form'", "an objective that has one", got, remedy)
+                complaint(f"kind={self.kind!r}", "an objective that has one", got, remedy)
             )
         return self
+
+    @property
+    def smooth(self) -> bool:
+        """Whether there are no draws, so that the loss has derivatives that help."""
+        return _WAYS[self.kind].smooth
 
     def loss(self, posterior: Posterior, key: Array, inputs: PyTree, y: Array) -> Loss:
         """The loss of a batch; the posterior's own temperature plays no part."""
         unit = posterior._replace(temperature=jnp.ones(()))
-        return _LOSSES[self.kind](self, unit, key, inputs, y)
+        return _WAYS[self.kind].loss(self, unit, key, inputs, y)
 
 
-def _linearized(
-    objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
-) -> Loss:
-    outputs, deviations = output_deviations(
-        key,
-        objective.apply_fn,
-        posterior,
-        inputs,
-        objective.num_samples,
-        objective.chunk_size,
-        antithetic=True,
-    )
-    return lambda log_temperature: _of_draws(
-        objective, posterior, outputs + jnp.exp(0.5 * log_temperature) * deviations, y
-    )
+def _with_draws(kind: Kind) -> OfObjective:
+    """The loss of outputs of draws."""
 
-
-def _monte_carlo(
-    objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
-) -> Loss:
-    def loss(log_temperature: Array) -> Array:
-        outputs = monte_carlo(
+    def of_objective(
+        objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
+    ) -> Loss:
+        outputs_at = kind.of_temperature(
             key,
             objective.apply_fn,
-            posterior._replace(temperature=jnp.exp(log_temperature)),
+            posterior,
             inputs,
-            num_samples=objective.num_samples,
-            chunk_size=objective.chunk_size,
-            antithetic=True,
+            objective.num_samples,
+            objective.chunk_size,
         )
-        return _of_draws(objective, posterior, outputs, y)
+        return lambda log_temperature: _of_draws(
+            objective, posterior, outputs_at(log_temperature), y
+        )
 
-    return loss
+    return of_objective
 
 
 def _closed_form(
@@ -118,7 +108,7 @@ def _closed_form(
         covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
 
         def of_labels(log_temperature: Array) -> Array:
-            probs = mean_field_2(outputs, jnp.exp(log_temperature) * covariance)
+            probs = mean_field(outputs, jnp.exp(log_temperature) * covariance)
             chosen = jnp.take_along_axis(probs, y[:, None], axis=-1)
             # The least normal number stands for what underflowed: one input must not decide.
             return -jnp.sum(jnp.log(jnp.maximum(chosen, np.finfo(probs.dtype).tiny)))
@@ -136,7 +126,28 @@ def _closed_form(
     return of_numbers
 
 
-_LOSSES = {"linearized": _linearized, "monte_carlo": _monte_carlo, "closed_form": _closed_form}
+OfObjective: TypeAlias = Callable[[Objective, Posterior, Array, PyTree, Array], Loss]
+
+
+class _Way(NamedTuple):
+    """A value of `kind`.
+
+    Attributes:
+      loss: makes the loss of an objective.
+      exactly: the kind that does the same without draws for Gaussian targets; else its own name.
+      smooth: whether it takes no draws.
+    """
+
+    loss: OfObjective
+    exactly: str
+    smooth: bool = False
+
+
+_WAYS = {
+    "linearized": _Way(_with_draws(KINDS["linearized"]), "closed_form"),
+    "monte_carlo": _Way(_with_draws(KINDS["monte_carlo"]), "monte_carlo"),
+    "closed_form": _Way(_closed_form, "closed_form", smooth=True),
+}
 
 
 def _of_draws(objective: Objective, posterior: Posterior, outputs: Array, y: Array) -> Array:

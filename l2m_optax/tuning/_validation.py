@@ -60,7 +60,7 @@ def tune(
         the *training* data, and what is minimised is
         $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
       kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
-        ``"closed_form"`` uses exact covariances, with `mean_field_2` for one label an input. Real
+        ``"closed_form"`` uses exact covariances, with `mean_field` for one label an input. Real
         targets with their default likelihood need no draws for ``"linearized"`` either, so the two
         are one.
       likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,

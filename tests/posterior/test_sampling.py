@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import flat
+import pytest
+from helpers import flat, moment_of
 from scipy import stats
 
 import l2m_optax as l2m
@@ -46,3 +47,53 @@ def test_entropy_is_the_mean_negative_log_density(posterior):
     log_probs = jax.vmap(lambda theta: l2m.log_prob(posterior, theta))(draws)
     error = -jnp.mean(log_probs) - l2m.posterior.entropy(posterior)
     assert abs(float(error)) < 5 * float(jnp.std(log_probs)) / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("number", [4, 5])
+def test_keys_of_any_kind_mirror_and_are_independent(posterior, impl, number):
+    key = jax.random.key(0, impl=impl)
+    draws = l2m.sample(key, posterior, number, antithetic=True)
+    half = (number + 1) // 2
+    for leaf, mean in zip(jax.tree.leaves(draws), jax.tree.leaves(posterior.mean), strict=True):
+        mirrored = np.asarray(leaf[half:]) + np.asarray(leaf[: number - half])
+        np.testing.assert_allclose(mirrored, np.stack([2 * mean] * (number - half)), atol=1e-5)
+        assert len(np.unique(np.asarray(leaf - mean)[:half])) == half * mean.size
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_draws_of_leaves_of_one_shape_are_not_the_same(impl):
+    params = {name: jnp.zeros((3, 2)) for name in "abc"}
+    posterior = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
+    draws = l2m.sample(jax.random.key(0, impl=impl), posterior, 4)
+    assert len(np.unique(np.concatenate([np.ravel(d) for d in draws.values()]))) == 3 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key, p: l2m.sample(key, p, 3),
+        lambda key, p: l2m.make_predictive(key, lambda p, x: x, p, num_samples=3).draws,
+    ],
+    ids=["sample", "make_predictive"],
+)
+def test_programs_are_as_many_as_there_are_shapes(draw):
+    """The time of the first call does not grow with the number of leaves."""
+    compiled = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(duration)
+
+    def programs(number, width):  # a width of its own: nothing was compiled for it before
+        params = {str(i): jnp.zeros((width,) if i % 2 else (width, 2)) for i in range(number)}
+        posterior = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
+        compiled.clear()
+        jax.block_until_ready(draw(jax.random.key(0), posterior))
+        return len(compiled)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert 0 < programs(40, 17) == programs(4, 19) < 10
+    finally:
+        jax.monitoring.clear_event_listeners()

@@ -24,12 +24,10 @@ def test_draws_made_once_are_those_of_the_functions(posterior, kind, chunk_size)
     posterior = l2m.restrict(posterior, "head")
     expected = KINDS[kind](KEY, network, posterior, X, num_samples=5)
     reused = l2m.make_predictive(
-        network, posterior, kind=kind, num_samples=5, key=KEY, chunk_size=chunk_size
+        KEY, network, posterior, kind=kind, num_samples=5, chunk_size=chunk_size
     )
-    fresh = l2m.make_predictive(network, posterior, kind=kind, num_samples=5, chunk_size=chunk_size)
     np.testing.assert_allclose(reused(X), expected, atol=1e-5)
-    np.testing.assert_allclose(fresh(X, key=KEY), expected, atol=1e-5)
-    # Points are not repeated for every draw.
+    # Fixed leaves are not repeated for every draw.
     sizes = [leaf.size for leaf in jax.tree.leaves(reused.draws)]
     assert sum(sizes) == 5 * sum(leaf.size for leaf in jax.tree.leaves(posterior.mean["head"]))
 
@@ -45,7 +43,7 @@ def test_one_trace_serves_new_values(posterior, kind):
     for seed in range(3):
         warmer = posterior._replace(temperature=jnp.float32(1.0 + seed))
         predictive = l2m.make_predictive(
-            counted, warmer, kind=kind, key=jax.random.key(seed), summary=l2m.classification
+            jax.random.key(seed), counted, warmer, kind=kind, summary=l2m.classification
         )
         predictive(X)
         predictive(X)
@@ -53,22 +51,9 @@ def test_one_trace_serves_new_values(posterior, kind):
 
 
 def test_a_predictive_is_an_argument_of_jit(posterior):
-    predictive = l2m.make_predictive(network, posterior, key=KEY, summary=l2m.classification)
+    predictive = l2m.make_predictive(KEY, network, posterior, summary=l2m.classification)
     passed = jax.jit(lambda p, x: p(x).probs)(predictive, X)
     np.testing.assert_allclose(passed, predictive(X).probs, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("make", "call", "message"),
-    [
-        ({}, {}, "expected a key for the draws of this call"),
-        ({"key": KEY}, {"key": KEY}, "made once, got a key"),
-    ],
-)
-def test_keys_come_once_or_with_every_call(posterior, make, call, message):
-    predictive = l2m.make_predictive(network, posterior, **make)
-    with pytest.raises(ValueError, match=message):
-        predictive(X, **call)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +67,7 @@ def test_keys_come_once_or_with_every_call(posterior, make, call, message):
 )
 def test_unsound_arguments_are_refused(posterior, kwargs, error):
     with pytest.raises(error, match=next(iter(kwargs))):
-        l2m.make_predictive(network, posterior, **kwargs)
+        l2m.make_predictive(KEY, network, posterior, **kwargs)
 
 
 IN_ANOTHER_PROCESS = """
@@ -98,9 +83,7 @@ assert not {"l2m_optax", "flax", "optax"} & set(sys.modules)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_predictive_runs_without_the_package(posterior, kind, tmp_path):
-    predictive = l2m.make_predictive(
-        network, posterior, kind=kind, key=KEY, summary=l2m.classification
-    )
+    predictive = l2m.make_predictive(KEY, network, posterior, kind=kind, summary=l2m.classification)
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("n, 4"), jnp.float32)
     served = jax.jit(lambda x: predictive(x)._asdict())
     (tmp_path / "program.bin").write_bytes(export.export(served)(shape).serialize())
@@ -118,9 +101,7 @@ def test_the_page_on_serving_runs(monkeypatch, tmp_path):
 
 @pytest.fixture
 def predictive(posterior):
-    return l2m.make_predictive(
-        network, posterior, num_samples=4, key=KEY, summary=l2m.classification
-    )
+    return l2m.make_predictive(KEY, network, posterior, num_samples=4, summary=l2m.classification)
 
 
 class Tensor:
@@ -156,7 +137,7 @@ def test_dicts_of_inputs_are_cut_and_iterated(posterior):
     def apply_fn(params, inputs):
         return network(params, inputs["x"])
 
-    predictive = l2m.make_predictive(apply_fn, posterior, key=KEY, summary=l2m.classification)
+    predictive = l2m.make_predictive(KEY, apply_fn, posterior, summary=l2m.classification)
     cut = l2m.predict_dataset(predictive, {"x": X}, batch_size=20)
     iterated = l2m.predict_dataset(predictive, [{"x": rows} for rows in ROWS])
     np.testing.assert_allclose(cut.probs, iterated.probs, atol=1e-6)
@@ -169,14 +150,14 @@ def test_a_shorter_last_batch_compiles_nothing_new(posterior):
         shapes.append(x.shape)
         return network(params, x)
 
-    predictive = l2m.make_predictive(watched, posterior, key=KEY, summary=l2m.classification)
+    predictive = l2m.make_predictive(KEY, watched, posterior, summary=l2m.classification)
     l2m.predict_dataset(predictive, ROWS)
     assert shapes == [(20, 4)]
 
 
 @pytest.mark.parametrize("num_samples", [4, 20])
 def test_draws_in_front_are_not_taken_for_examples(posterior, num_samples):
-    raw = l2m.make_predictive(network, posterior, num_samples=num_samples, key=KEY)
+    raw = l2m.make_predictive(KEY, network, posterior, num_samples=num_samples)
     with pytest.raises(ValueError, match="leading axis of examples"):
         l2m.predict_dataset(raw, ROWS)
 
@@ -191,7 +172,7 @@ def test_square_outputs_are_taken_for_what_they_are():
 )
 def test_nan_predictions_name_input_and_draw(posterior, kind, message):
     predictive = l2m.make_predictive(
-        network, posterior, kind=kind, num_samples=4, key=KEY, summary=l2m.classification
+        KEY, network, posterior, kind=kind, num_samples=4, summary=l2m.classification
     )
     with pytest.raises(FloatingPointError, match=message):
         l2m.predict_dataset(predictive, X.at[33].set(jnp.nan), batch_size=20)
@@ -204,7 +185,7 @@ def test_one_draw_that_overflows_is_named(posterior):
         return jnp.where(moved & (x[:, :1] > 0), jnp.nan, outputs)
 
     predictive = l2m.make_predictive(
-        brittle, posterior, kind="monte_carlo", num_samples=8, key=KEY, summary=l2m.classification
+        KEY, brittle, posterior, kind="monte_carlo", num_samples=8, summary=l2m.classification
     )
     moved = np.asarray(predictive.draws["head"]["bias"] > 0.05).any(axis=1)
     first, number = int(np.argmax(np.asarray(X[:, 0] > 0))), int(moved.sum())

@@ -8,8 +8,14 @@ from scipy import integrate, special, stats
 
 import l2m_optax as l2m
 
-OF_VARIANCE = [l2m.predict.probit, l2m.predict.mean_field_0, l2m.predict.mean_field_1]
-EVERY = [*OF_VARIANCE, l2m.predict.mean_field_2, l2m.predict.laplace_bridge]
+
+def mean_field_of_matrices(mean, covariance):
+    """`mean_field` with covariances, told from `mean_field` with variances by name."""
+    return l2m.predict.mean_field(mean, covariance)
+
+
+OF_VARIANCE = [l2m.predict.probit, l2m.predict.mean_field]
+EVERY = [*OF_VARIANCE, mean_field_of_matrices, l2m.predict.laplace_bridge]
 MEANS = {
     2: np.array([1.2, -0.3]),
     4: np.array([1.5, 0.2, -0.4, -2.0]),
@@ -56,7 +62,7 @@ def test_independent_logits_against_draws(function, classes, scale, tolerance):
 def test_correlated_logits_against_draws(classes, scale, tolerance):
     covariance = covariance_of(classes, scale)
     reference = drawn(MEANS[classes], covariance)
-    probs = l2m.predict.mean_field_2(MEANS[classes], covariance)
+    probs = mean_field_of_matrices(MEANS[classes], covariance)
     np.testing.assert_allclose(probs, reference, atol=tolerance)
     plain = special.softmax(MEANS[classes])
     assert classes == 10 or np.abs(probs - reference).max() < np.abs(plain - reference).max()
@@ -66,9 +72,8 @@ def test_the_sums_as_the_paper_writes_them():
     mean, covariance = MEANS[4], covariance_of(4, 1.5)
     variance = np.diagonal(covariance)
     differences = {
-        l2m.predict.mean_field_0: lambda k, j: variance[k],
-        l2m.predict.mean_field_1: lambda k, j: variance[k] + variance[j],
-        l2m.predict.mean_field_2: lambda k, j: variance[k] + variance[j] - 2 * covariance[k, j],
+        l2m.predict.mean_field: lambda k, j: variance[k] + variance[j],
+        mean_field_of_matrices: lambda k, j: variance[k] + variance[j] - 2 * covariance[k, j],
     }
     for function, between in differences.items():
         expected = np.zeros(4)
@@ -78,7 +83,7 @@ def test_the_sums_as_the_paper_writes_them():
                 spread = 0.0 if j == k else between(k, j)
                 terms += np.exp(-(mean[k] - mean[j]) / np.sqrt(1 + np.pi / 8 * spread))
             expected[k] = 1 / terms
-        given = covariance if function is l2m.predict.mean_field_2 else variance
+        given = covariance if function is mean_field_of_matrices else variance
         np.testing.assert_allclose(function(mean, given), expected / expected.sum(), rtol=1e-5)
     scaled = mean / np.sqrt(1 + np.pi / 8 * variance)
     np.testing.assert_allclose(
@@ -92,16 +97,14 @@ def test_without_variance_they_are_softmax(classes):
     for function in OF_VARIANCE:
         np.testing.assert_allclose(function(MEANS[classes], np.zeros(classes)), expected, rtol=1e-5)
     nothing = np.zeros((classes, classes))
-    np.testing.assert_allclose(
-        l2m.predict.mean_field_2(MEANS[classes], nothing), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(mean_field_of_matrices(MEANS[classes], nothing), expected, rtol=1e-5)
 
 
 def test_two_classes_are_the_sigmoid_probit_of_the_difference():
     mean, covariance = MEANS[2], np.array([[2.0, 0.7], [0.7, 1.0]])
     spread = 2.0 + 1.0 - 2 * 0.7
     expected = special.expit((mean[0] - mean[1]) / np.sqrt(1 + np.pi / 8 * spread))
-    probs = l2m.predict.mean_field_2(mean, covariance)
+    probs = mean_field_of_matrices(mean, covariance)
     np.testing.assert_allclose(probs, [expected, 1 - expected], rtol=1e-6)
 
     def integrand(z):
@@ -111,16 +114,16 @@ def test_two_classes_are_the_sigmoid_probit_of_the_difference():
 
 
 def test_one_binary_logit_as_the_remedy_says():
-    for function in (l2m.predict.probit, l2m.predict.mean_field_1):
+    for function in (l2m.predict.probit, l2m.predict.mean_field):
         probs = function(np.array([0.0, 1.3]), np.array([0.0, 2.0]))
         np.testing.assert_allclose(probs[1], special.expit(1.3 / np.sqrt(1 + np.pi / 4)), rtol=1e-6)
 
 
-def test_mean_field_2_of_a_diagonal_is_mean_field_1():
+def test_mean_field_of_a_diagonal_is_that_of_its_variances():
     variance = np.array([0.5, 1.0, 2.0, 0.1])
     np.testing.assert_allclose(
-        l2m.predict.mean_field_2(MEANS[4], np.diag(variance)),
-        l2m.predict.mean_field_1(MEANS[4], variance),
+        mean_field_of_matrices(MEANS[4], np.diag(variance)),
+        l2m.predict.mean_field(MEANS[4], variance),
         rtol=1e-6,
     )
 
@@ -128,12 +131,11 @@ def test_mean_field_2_of_a_diagonal_is_mean_field_1():
 def test_the_differences_do_not_feel_a_common_shift():
     covariance = covariance_of(4, 1.0)
     variance = np.diagonal(covariance)
-    for function in (l2m.predict.mean_field_0, l2m.predict.mean_field_1):
-        shifted = function(MEANS[4] + 7.0, variance)
-        np.testing.assert_allclose(shifted, function(MEANS[4], variance), rtol=1e-5)
+    shifted = l2m.predict.mean_field(MEANS[4] + 7.0, variance)
+    np.testing.assert_allclose(shifted, l2m.predict.mean_field(MEANS[4], variance), rtol=1e-5)
     np.testing.assert_allclose(  # a random constant: 3 more in every entry of the covariance
-        l2m.predict.mean_field_2(MEANS[4] + 7.0, covariance + 3.0),
-        l2m.predict.mean_field_2(MEANS[4], covariance),
+        mean_field_of_matrices(MEANS[4] + 7.0, covariance + 3.0),
+        mean_field_of_matrices(MEANS[4], covariance),
         rtol=1e-5,
     )
     equal = np.full(4, 0.4)
@@ -233,7 +235,7 @@ def test_the_bridge_against_draws():
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e8])
 def test_extreme_logits_keep_their_order(function, size):
     mean = jnp.array([[1e4, 0.9e4, -1e4], [-1e4, -1e4, -1e4], [0.0, 1e4, 1e4]])
-    spread = size * (jnp.eye(3) if function is l2m.predict.mean_field_2 else jnp.ones(3))
+    spread = size * (jnp.eye(3) if function is mean_field_of_matrices else jnp.ones(3))
     probs = function(mean, jnp.broadcast_to(spread, (3, *spread.shape)))
     assert np.all(np.isfinite(probs))
     probs = normalised(probs)
@@ -250,7 +252,7 @@ def test_extreme_logits_keep_their_order(function, size):
 def test_batches_jit_vmap_gradients_and_low_precision(function):
     mean = jnp.stack([MEANS[4], MEANS[4][::-1], 2 * MEANS[4]])
     matrix = jnp.asarray(np.stack([covariance_of(4, s) for s in (0.5, 1.0, 1.5)]), jnp.float32)
-    of_matrix = function is l2m.predict.mean_field_2
+    of_matrix = function is mean_field_of_matrices
     spread = matrix if of_matrix else jnp.diagonal(matrix, axis1=1, axis2=2)
     rows = jnp.stack([function(m, s) for m, s in zip(mean, spread, strict=True)])
     for batched in (function, jax.jit(function), jax.vmap(function)):
@@ -293,7 +295,7 @@ BAD = {
 @pytest.mark.parametrize("function", EVERY)
 def test_bad_input_is_refused(function, case):
     mean, spread, error, message = BAD[case]
-    if function is l2m.predict.mean_field_2:
+    if function is mean_field_of_matrices:
         spread = spread[..., None] * np.ones(spread.shape[-1:]) if spread.ndim else spread
         if case == "an infinite variance":
             spread = np.diag([1.0, 2.0, 1.0])
@@ -303,7 +305,7 @@ def test_bad_input_is_refused(function, case):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("function", [l2m.predict.mean_field_2, l2m.predict.laplace_bridge])
+@pytest.mark.parametrize("function", [mean_field_of_matrices, l2m.predict.laplace_bridge])
 def test_what_is_no_covariance_is_refused(function):
     with pytest.raises(ValueError, match="a symmetric matrix"):
         function(np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]))
@@ -314,11 +316,11 @@ def test_what_is_no_covariance_is_refused(function):
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_a_covariance_is_told_from_others_at_any_scale(scale):
     with pytest.raises(ValueError, match="a symmetric matrix"):
-        l2m.predict.mean_field_2(np.zeros(2), scale * np.array([[1.0, 0.5], [0.0, 1.0]]))
+        mean_field_of_matrices(np.zeros(2), scale * np.array([[1.0, 0.5], [0.0, 1.0]]))
     with pytest.raises(ValueError, match="larger than its two variances allow"):
-        l2m.predict.mean_field_2(np.zeros(2), scale * np.array([[1.0, 1.5], [1.5, 1.0]]))
+        mean_field_of_matrices(np.zeros(2), scale * np.array([[1.0, 1.5], [1.5, 1.0]]))
     rounded = scale * np.array([[1.0, 1.0], [0.9999, 0.9999]])
-    np.testing.assert_allclose(l2m.predict.mean_field_2(np.zeros(2), rounded), 0.5, rtol=1e-3)
+    np.testing.assert_allclose(mean_field_of_matrices(np.zeros(2), rounded), 0.5, rtol=1e-3)
 
 
 def test_the_bridge_refuses_logits_without_variance():

@@ -251,7 +251,7 @@ def test_newton_on_the_mean_field_agrees_with_a_dense_search(posterior, labelled
     unit = l2m.output_covariance(network, posterior._replace(temperature=1.0), inputs)
 
     def loss(log_temperature):
-        probs = l2m.predict.mean_field_2(mean, jnp.exp(log_temperature) * unit)
+        probs = l2m.predict.mean_field(mean, jnp.exp(log_temperature) * unit)
         return float(l2m.metrics.negative_log_likelihood(probs, labels))
 
     best = optimize.minimize_scalar(loss, bounds=(-8, 6), method="bounded")

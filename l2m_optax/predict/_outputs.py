@@ -1,0 +1,106 @@
+"""What every prediction needs of a network: one array of real outputs, of independent examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._posterior import Posterior
+
+_FEW = 4
+"""How many examples are looked at."""
+_ROUNDING = 0.02
+"""Relative changes up to this are taken for rounding."""
+
+
+def check_outputs(outputs: Any) -> Array:
+    """Refuse outputs of `apply_fn` that are not one array of real numbers.
+
+    Args:
+      outputs: what `apply_fn` returned: an array, traced or not, or a `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The same.
+
+    Raises:
+      TypeError: if they are a dict, a tuple, integers or anything else.
+    """
+    dtype = getattr(outputs, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        remedy = "return the outputs alone: lambda params, x: model.apply(params, x)"
+        got = _described(outputs)
+        raise TypeError(complaint("apply_fn", "one array of real outputs", got, remedy))
+    return outputs
+
+
+def _described(outputs: Any) -> str:
+    if hasattr(outputs, "dtype"):
+        return f"{outputs.dtype}{list(outputs.shape)}"
+    leaves = jax.tree.leaves(outputs)
+    first = ", ".join(_described(x) if hasattr(x, "dtype") else repr(x)[:20] for x in leaves[:3])
+    more = ", ..." if len(leaves) > 3 else ""
+    return f"a {type(outputs).__name__} of {first}{more}"
+
+
+def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
+    """How far the outputs of a few inputs together are from those of each alone, relatively.
+
+    What is computed one example at a time needs them to be the same.
+    """
+    few = jax.tree.map(lambda x: x[:_FEW], inputs)
+    together = apply_fn(posterior.mean, few)
+    alone = jax.vmap(lambda x: apply_fn(posterior.mean, jax.tree.map(lambda y: y[None], x))[0])(few)
+    return _relative_change(together, alone, together)
+
+
+def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, outputs: Array) -> Array:
+    """How far the first input's output moves when the other inputs of a small batch are replaced.
+
+    What is computed a batch at a time needs no more: a network may well treat the places of a batch
+    differently, as dropout with a fixed key does. Where there is nothing to compare, the answer is
+    0: a single input, inputs without an axis of examples in common with `outputs`, and networks
+    that take no other number of examples than they got.
+    """
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
+    if sizes != {outputs.shape[:1]} or sizes <= {(), (0,), (1,)}:
+        return jnp.zeros(())
+    try:
+        both = jax.vmap(lambda x: apply_fn(posterior.mean, x))(_with_others_replaced(inputs))
+    except Exception:  # whatever a network raises that takes one number of examples only
+        return jnp.zeros(())
+    return _relative_change(both[0, 0], both[1, 0], both[0])
+
+
+def _with_others_replaced(inputs: PyTree) -> PyTree:
+    """Two batches that share their first example only; in the second it stands everywhere."""
+    few = jax.tree.map(lambda x: x[:_FEW], inputs)
+    alike = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), few)
+    return jax.tree.map(lambda *x: jnp.stack(x), few, alike)
+
+
+def _relative_change(before: Array, after: Array, scale: Array) -> Array:
+    # A spread of 0, of one example or of equal ones, may have been divided by.
+    after = jnp.where(jnp.isnan(after) & ~jnp.isnan(before), jnp.inf, after)
+    return jnp.max(jnp.abs(before - after), initial=0) / jnp.max(jnp.abs(scale), initial=0)
+
+
+def if_independent(result: Array, coupled: Array) -> Array:
+    """NaN in the place of a result if examples depend on each other, which `jit` cannot refuse."""
+    return jnp.where(coupled > _ROUNDING, jnp.nan, result)
+
+
+def check_independent(coupled: Array) -> None:
+    """Refuse networks in which one example's outputs depend on others; traced numbers pass.
+
+    Raises:
+      ValueError: if `coupled`, a `coupling` or an `influence`, is more than rounding.
+    """
+    if is_concrete(coupled) and coupled > _ROUNDING:
+        got = f"outputs that change by {float(coupled):.0%} with the other examples of the batch"
+        remedy = "use the running statistics of batch normalisation (train=False)"
+        expected = "outputs of an example that depend on that example only"
+        raise ValueError(complaint("apply_fn", expected, got, remedy))
