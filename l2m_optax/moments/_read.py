@@ -24,7 +24,8 @@ from l2m_optax.moments._moment import (
 )
 
 _ENTRY = re.compile(
-    r"""\.(?P<field>\w+) | \[(?P<key> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\]]* )\]""", re.VERBOSE
+    r"""\.(?P<field>\w+) | \[(?P<key> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\]]* )\]""",
+    re.VERBOSE,
 )
 """One entry of a path as `jax.tree_util.keystr` writes it."""
 
@@ -94,7 +95,10 @@ def _part(moment: LeafMoment) -> LeafMoment:
 
 
 def _scale(
-    moment: LeafMoment, arrays: dict[tuple[str, ...], Any], decay: ArrayLike | None, given: ArrayLike | None
+    moment: LeafMoment,
+    arrays: dict[tuple[str, ...], Any],
+    decay: ArrayLike | None,
+    given: ArrayLike | None,
 ) -> _Scale:
     """The weight and the offset of the arrays of one part."""
     count = _count(moment, arrays, given)
@@ -122,7 +126,9 @@ def _scale(
     return _Scale(updated_weight(weight, count), offset, count, decay)
 
 
-def _count(moment: LeafMoment, arrays: dict[tuple[str, ...], Any], given: ArrayLike | None) -> ArrayLike | None:
+def _count(
+    moment: LeafMoment, arrays: dict[tuple[str, ...], Any], given: ArrayLike | None
+) -> ArrayLike | None:
     """The number of updates: the state's, or else the caller's."""
     count = given
     if moment.count is not None:
@@ -219,7 +225,10 @@ def _micro_steps(found: Identification) -> int:
 
 
 def _with_mean(
-    moment: SecondMoment, found: Identification, arrays: dict[tuple[str, ...], Any], decay: ArrayLike | None
+    moment: SecondMoment,
+    found: Identification,
+    arrays: dict[tuple[str, ...], Any],
+    decay: ArrayLike | None,
 ) -> SecondMoment:
     """The moment with the running mean of the gradients beside it, where there is one."""
     first = found.moments[0]

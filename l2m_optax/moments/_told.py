@@ -52,7 +52,9 @@ def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     told = [path_name(path, "") for path, node in nodes if says_itself(node)]
     owners = [path for path, _ in _arrays(gradient_tree(params))]
     inside = [a for path, node in nodes if says_itself(node) for a in _owned(path, node, owners)]
-    outside = [a for path, node in nodes if not says_itself(node) for a in _owned(path, node, owners)]
+    outside = [
+        a for path, node in nodes if not says_itself(node) for a in _owned(path, node, owners)
+    ]
     covered = {owner for _, owner in inside}
     return told, frozenset(path for path, owner in outside if owner in covered)
 

@@ -104,7 +104,7 @@ def release(posterior: Posterior, where: Where) -> Posterior:
 
 def _selection(params: PyTree, where: Any) -> PyTree:
     """A tree of booleans like `params`."""
-    if _is_boolean(where) or not _is_key(where) and not _is_predicate(where):
+    if _is_boolean(where) or (not _is_key(where) and not _is_predicate(where)):
         return _masked(params, where)
     holds = where if _is_predicate(where) else lambda keys: where in keys
 

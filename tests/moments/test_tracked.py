@@ -132,10 +132,7 @@ def test_accumulated_gradients_are_taken_into_account(inner):
     """Batches of B averaged over k micro-steps are batches of k·B."""
     inside, outside = tracked(*inner), optax.MultiSteps(tracked(*inner), K)
     assert COUNT % K == 0
-    means = [
-        jax.tree.map(lambda *g: sum(g) / K, *GRADS[i : i + K])  # noqa: B023
-        for i in range(0, COUNT, K)
-    ]
+    means = [jax.tree.map(lambda *g: sum(g) / K, *GRADS[i : i + K]) for i in range(0, COUNT, K)]
     state = run(outside, PARAMS, GRADS)
     moment = l2m.second_moment(state, PARAMS, tx=outside)
     check(moment, means, COUNT // K)
