@@ -164,6 +164,7 @@ def test_structures_are_kept(params):
     assert l2m.linearized(KEY, apply_fn, fitted, jnp.ones((3, 1)), num_samples=2).shape == (2, 3, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot show whether they were clipped")
 def test_an_ensemble_of_posteriors_is_a_vmapped_posterior():
     keys = jax.random.split(KEY, 3)
     params = jax.vmap(network_params)(keys)

@@ -68,7 +68,69 @@ REFUSALS = {
         r"prior_mean['body']['bias']: expected shape (5,), got (1,)",
     ),
     "centered without mu": (lambda: build(centered=True), ValueError, "centered=True: expected"),
+    "centered without memory": (
+        lambda: build(MOMENT._replace(mu=MOMENT.nu, mu_decay=0.0), centered=True),
+        ValueError,
+        "centered=True: expected a decay between 0 and 1, got 0",
+    ),
+    "centered by a weight of 0": (
+        lambda: build(MOMENT._replace(mu=MOMENT.nu, mu_decay=0.9, mu_weight=0.0), centered=True),
+        ValueError,
+        "moment.mu_weight: expected a positive finite number, got 0",
+    ),
+    "negative temperature": (
+        lambda: build(temperature=-1.0),
+        ValueError,
+        "temperature: expected a finite number of at least 0, got -1",
+    ),
+    "weight 0": (
+        lambda: build(MOMENT._replace(weight=0.0)),
+        ValueError,
+        "moment.weight: expected a positive finite number, got 0",
+    ),
+    "negative weight of a leaf": (
+        lambda: build(MOMENT._replace(weight={"body": 1.0, "head": -0.5})),
+        ValueError,
+        "moment.weight: expected a positive finite number, got -0.5",
+    ),
+    "no update": (
+        lambda: build(MOMENT._replace(count=0)),
+        ValueError,
+        "moment.count: expected at least one update, got 0",
+    ),
+    "no micro-step": (
+        lambda: build(MOMENT._replace(micro_steps=0)),
+        ValueError,
+        "micro_steps: expected one whole number of at least 1, got 0",
+    ),
+    "half a micro-step": (
+        lambda: build(MOMENT._replace(micro_steps=1.5)),
+        ValueError,
+        "micro_steps: expected one whole number of at least 1, got 1.5",
+    ),
+    "infinite scale": (
+        lambda: build(loss_scale=1e-30),
+        ValueError,
+        "loss_scale: expected a data scale that float32 can hold",
+    ),
     # laplace: arrays
+    "NaN in params": (
+        lambda: build(params=with_nu(jnp.nan).nu),
+        FloatingPointError,
+        "params['body']['bias']: expected finite values, got 1 NaN or infinite of 5",
+    ),
+    "no params": (
+        lambda: l2m.laplace({}, l2m.SecondMoment(nu={}), num_data=50, batch_size=5),
+        ValueError,
+        "params: expected at least one array, got an empty tree",
+    ),
+    "complex nu": (
+        lambda: build(
+            MOMENT._replace(nu=jax.tree.map(lambda x: x.astype(jnp.complex64), MOMENT.nu))
+        ),
+        TypeError,
+        "nu['body']['bias']: expected a real floating-point array, got complex64",
+    ),
     "NaN in nu": (
         lambda: build(with_nu(jnp.nan)),
         FloatingPointError,
@@ -176,7 +238,7 @@ REFUSALS = {
     "release of nothing": (
         lambda: l2m.release(POSTERIOR, "head"),
         ValueError,
-        "where: expected a leaf that is a point, got none",
+        "where: expected a fixed leaf, got none",
     ),
     # sampling and predictive
     "no draws": (lambda: l2m.sample(KEY, POSTERIOR, 0), ValueError, "num_samples: expected at"),
@@ -262,6 +324,7 @@ class _Unhashable:
         return network(params, x)
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot show whether they were clipped")
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refused_with_a_reason_and_a_remedy(case):
     call, error, message = REFUSALS[case]

@@ -53,7 +53,7 @@ LAYOUTS = {
 }
 """Known states by class name, for optax does not export every class. All hold `nu`."""
 SIBLINGS = frozenset(layout.siblings for layout in LAYOUTS.values())
-"""The names that stand beside `nu`, with it: they are left where a checkpoint has lost the types."""
+"""The names of the fields, `nu` among them: all that a checkpoint without types keeps of them."""
 
 
 @runtime_checkable

@@ -122,7 +122,8 @@ def updated_weight(weight: ArrayLike | PyTree, count: ArrayLike | None) -> Array
     """`weight`, or NaN for a state that has seen no gradient and cannot be refused under `jit`."""
     if count is None or is_concrete(count):
         return weight
-    return jax.tree.map(lambda w: jnp.where(count > 0, w, jnp.nan), weight)
+    updated = jnp.asarray(count) > 0
+    return jax.tree.map(lambda w: jnp.where(updated, w, jnp.nan), weight)
 
 
 def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:

@@ -46,8 +46,8 @@ def second_moment(
     $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
     `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
 
-    A state that says itself what it holds, that of `track_second_moment`, `expose_second_moment` or
-    anything with a method ``read_second_moment``, is read from there, whatever else is in the chain.
+    A state that says itself what it holds comes first, whatever else is in the chain: that of
+    `track_second_moment`, of `expose_second_moment`, or any with a method ``read_second_moment``.
 
     With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
     depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and

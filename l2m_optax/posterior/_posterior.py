@@ -119,7 +119,7 @@ def free_variance(posterior: Posterior) -> PyTree:
 
 
 def free_deviation(posterior: Posterior) -> PyTree:
-    """How far the mean lies from the prior's, θ* - θ0, in float32 at least; `None` at fixed leaves."""
+    """The mean less the prior's, θ* - θ0, in float32 at least; `None` at fixed leaves."""
     mean = free_mean(posterior)
     mean = jax.tree.map(lambda m: jnp.asarray(m, statistics_dtype(m)), mean)
     if posterior.prior_mean is None:

@@ -49,7 +49,8 @@ def data_scale(
     scale: Any = float(data) * float(batch) * steps
     if not with_replacement:
         scale = scale * (float(data - 1) / _left(data, batch, steps))
-    factor = float(loss_scale) if is_concrete(loss_scale) else or_nan(loss_scale, is_positive)
+    factor: Any = or_nan(loss_scale, is_positive)
+    factor = float(factor) if is_concrete(factor) else factor
     return _sound(scale / factor / factor)  # the square of a small factor may be 0
 
 

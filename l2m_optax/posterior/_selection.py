@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.checks import complaint, path_name
-from l2m_optax._support.trees import broadcast, statistics_dtype, subtrees
+from l2m_optax._support.trees import broadcast, entry_key, statistics_dtype, subtrees
 from l2m_optax._support.types import PyTree
 from l2m_optax.posterior._posterior import Posterior
 
+Where: TypeAlias = str | int | Callable[[tuple[Any, ...]], bool] | PyTree
+"""A choice of leaves: a key, a predicate on paths or a mask."""
 
-def restrict(
-    posterior: Posterior, where: str | Callable[[tuple[Any, ...]], bool] | PyTree
-) -> Posterior:
-    """The posterior over some leaves only; the others become points at their trained values.
+
+def restrict(posterior: Posterior, where: Where) -> Posterior:
+    """The posterior over some leaves only; the others become fixed at their trained values.
 
     Args:
       posterior: a `Posterior`.
-      where: a key that occurs on the path of the leaves to keep (``"Dense_2"``), a predicate on
-        the path as a tuple of keys (``lambda path: path[-1] == "kernel"``), or a prefix tree of
-        booleans as in `optax.masked`.
+      where: the leaves to keep, as one of
+
+        - a key that occurs on their path: a string (``"Dense_2"``) for keys of dictionaries and
+          names of attributes, an integer for positions in a sequence, counted from 0, and for keys
+          of dictionaries that are integers;
+        - a predicate on the path as a tuple of such keys, ``lambda path: path[-1] == "kernel"``;
+        - a prefix tree of booleans, as in `optax.masked`.
 
     Returns:
       A posterior whose second moment is `None` outside of `where`. Nothing is copied.
 
     Raises:
-      ValueError: if no leaf is kept.
+      TypeError: if a mask holds anything but booleans.
+      ValueError: if no leaf is kept, or a mask is no prefix of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,31 +51,30 @@ def restrict(
     moment = posterior.second_moment
     nu = _keep(moment.nu, posterior.mean, kept)
     if not jax.tree.leaves(nu):
-        paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(posterior.mean)]
-        got = f"none of {', '.join(paths[:20])}"
         remedy = "pass a key on one of these paths"
+        got = f"none of {_some_paths(posterior.mean)}"
         raise ValueError(complaint("where", "a leaf with a second moment", got, remedy))
     mu = None if moment.mu is None else _keep(moment.mu, posterior.mean, kept)
     return posterior._replace(second_moment=moment._replace(nu=nu, mu=mu))
 
 
-def release(
-    posterior: Posterior, where: str | Callable[[tuple[Any, ...]], bool] | PyTree
-) -> Posterior:
-    """Points made uncertain again, as uncertain as their prior: nothing is known of them from data.
+def release(posterior: Posterior, where: Where) -> Posterior:
+    """Fixed leaves made free again, as uncertain as their prior: data tell nothing about them.
 
     For leaves without a second moment (masked, frozen, or not kept by the optimizer), which are
-    points unless they are released.
+    fixed unless they are released.
 
     Args:
       posterior: a `Posterior`.
-      where: the leaves to release, as in `restrict`; those that are no points stay as they are.
+      where: the leaves to release, as in `restrict`; those that are free stay as they are.
 
     Returns:
-      A posterior whose second moment is zero, a new array, at the points in `where`: N(θ*, T/δ).
+      A posterior whose second moment is zero, a new array, at the fixed leaves in `where`, which
+      makes them N(θ*, T/δ).
 
     Raises:
-      ValueError: if `where` holds no point.
+      TypeError: if a mask holds anything but booleans.
+      ValueError: if `where` holds no fixed leaf, or a mask is no prefix of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -82,14 +88,14 @@ def release(
     moment, mean = posterior.second_moment, posterior.mean
     chosen = jax.tree.leaves(_selection(mean, where))
     held = subtrees(moment.nu, mean)
-    points = [c and h is None for c, h in zip(chosen, held, strict=True)]
-    if not any(points):
+    released = [c and h is None for c, h in zip(chosen, held, strict=True)]
+    if not any(released):
         remedy = "restrict the posterior first, or leave it as it is"
-        raise ValueError(complaint("where", "a leaf that is a point", "none", remedy))
+        raise ValueError(complaint("where", "a fixed leaf", "none", remedy))
 
     def with_zeros(tree: PyTree) -> PyTree:
-        entries = zip(points, subtrees(tree, mean), jax.tree.leaves(mean), strict=True)
-        leaves = [jnp.zeros(jnp.shape(m), statistics_dtype(m)) if p else x for p, x, m in entries]
+        entries = zip(released, subtrees(tree, mean), jax.tree.leaves(mean), strict=True)
+        leaves = [jnp.zeros(jnp.shape(m), statistics_dtype(m)) if r else x for r, x, m in entries]
         return jax.tree.unflatten(jax.tree.structure(mean), leaves)
 
     mu = None if moment.mu is None else with_zeros(moment.mu)
@@ -98,22 +104,47 @@ def release(
 
 def _selection(params: PyTree, where: Any) -> PyTree:
     """A tree of booleans like `params`."""
-    if not isinstance(where, str) and not callable(where):
-        return broadcast(where, params)
+    if _is_boolean(where) or (not _is_key(where) and not _is_predicate(where)):
+        return _masked(params, where)
+    holds = where if _is_predicate(where) else lambda keys: where in keys
 
-    def holds(path: Sequence[Any], _: Any) -> bool:
-        keys = tuple(_plain(key) for key in path)
-        return where in keys if isinstance(where, str) else bool(where(keys))
+    def chosen(path: Sequence[Any], _: Any) -> bool:
+        return bool(holds(tuple(entry_key(entry) for entry in path)))
 
-    return jax.tree_util.tree_map_with_path(holds, params)
+    return jax.tree_util.tree_map_with_path(chosen, params)
 
 
-def _plain(key: Any) -> Any:
-    """The dictionary key, index or attribute name inside a JAX path entry."""
-    for name in ("key", "idx", "name"):
-        if hasattr(key, name):
-            return getattr(key, name)
-    return key
+def _is_key(where: Any) -> bool:
+    return isinstance(where, str | int | np.integer)
+
+
+def _is_predicate(where: Any) -> bool:
+    """A function is one; a model of equinox, of which a mask may be made, can be called too."""
+    return callable(where) and jax.tree_util.treedef_is_leaf(jax.tree.structure(where))
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _masked(params: PyTree, mask: PyTree) -> PyTree:
+    """A prefix tree of booleans as one like `params`."""
+    remedy = "pass a key, a predicate on the path or a prefix tree of booleans, as in optax.masked"
+    for path, value in jax.tree_util.tree_leaves_with_path(mask):
+        if not _is_boolean(value):
+            got = f"{value!r:.40}"
+            raise TypeError(complaint(path_name(path, "where"), "True or False", got, remedy))
+    try:
+        return broadcast(mask, params)
+    except ValueError as error:
+        got = f"{jax.tree.structure(mask)!s:.200}"
+        raise ValueError(complaint("where", "a prefix of the parameters", got, remedy)) from error
+
+
+def _some_paths(tree: PyTree) -> str:
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+    return ", ".join(paths[:4]) + more
 
 
 def _keep(tree: PyTree, params: PyTree, kept: PyTree) -> PyTree:

@@ -39,6 +39,7 @@ WRAPPERS = {
     "exposed inside": lambda tx: optax.chain(l2m.expose_second_moment(tx), optax.scale(0.5)),
 }
 NUM_STEPS = 12
+by_type = pytest.mark.filterwarnings("ignore:.*cannot show whether they were clipped")
 
 
 def gradients(params, steps=NUM_STEPS):
@@ -110,6 +111,7 @@ def test_exposing_changes_no_update_and_copies_nothing(optimizer, run_params, gr
     assert len(arrays) == len(jax.tree.leaves(state)) + 1  # the count, and no second copy
 
 
+@by_type
 def test_reading_needs_no_tx_where_the_caller_says_the_decay(run_params, grads):
     state = run(optax.adam(1e-3, b2=0.95), run_params, grads)
     moment = l2m.second_moment(state, decay=0.95)
@@ -121,6 +123,7 @@ def test_reading_needs_no_tx_where_the_caller_says_the_decay(run_params, grads):
     )
 
 
+@by_type
 def test_injected_hyperparams_hold_the_decay(run_params, grads):
     tx = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3, b2=0.95)
     moment = l2m.second_moment(run(tx, run_params, grads))
@@ -133,6 +136,7 @@ def test_injected_hyperparams_hold_the_decay(run_params, grads):
     )
 
 
+@by_type
 def test_train_state_and_frozen_dicts_are_read(run_params, grads):
     state = TrainState.create(apply_fn=None, params=run_params, tx=optax.adam(1e-3, b2=0.9))
     for g in grads:
@@ -146,11 +150,13 @@ def test_train_state_and_frozen_dicts_are_read(run_params, grads):
     )
 
 
+@by_type
 def test_long_training_needs_no_decay(run_params):
     state = optax.tree_utils.tree_set(optax.amsgrad(1e-3).init(run_params), count=jnp.int32(5000))
     assert float(l2m.second_moment(state).weight) == 1.0
 
 
+@by_type
 @pytest.mark.parametrize("name", ["adam", "adamax", "adamaxw", "yogi", "adopt"])
 def test_a_type_that_many_share_is_refused_however_long_it_trained(name, run_params):
     tx = getattr(optax, name, None) or getattr(optax.contrib, name)
@@ -190,6 +196,7 @@ def test_bias_is_undone_without_cancellation():
     np.testing.assert_allclose(nu[0], 1.0, rtol=1e-5)
 
 
+@by_type
 @pytest.mark.parametrize("decay", [0.5, 0.95, 0.999])
 def test_a_traced_decay_undoes_the_same_bias(decay, run_params, grads):
     state = run(optax.adam(1e-3, b2=decay), run_params, grads)

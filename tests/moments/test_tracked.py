@@ -186,7 +186,7 @@ LAPLACE = {
     "adam": lambda: optax.adam(1e-3, b2=DECAY),
     "rmsprop, exposed": lambda: l2m.expose_second_moment(optax.rmsprop(1e-3, decay=DECAY)),
     "tracked": lambda: tracked(optax.adam(1e-3)),
-    "MultiSteps": lambda: optax.MultiSteps(optax.adam(1e-3), 2),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(1e-3), K),
 }
 
 

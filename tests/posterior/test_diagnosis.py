@@ -90,7 +90,7 @@ def test_shares_counts_and_sums():
     assert len({len(line) for line in text.splitlines()[:4]}) == 1
 
 
-def test_points_are_left_out_and_everything_can_be_traced(posterior):
+def test_fixed_leaves_are_left_out_and_everything_can_be_traced(posterior):
     last = l2m.restrict(posterior, "head")
     diagnosis = jax.jit(l2m.diagnose)(last)
     assert set(diagnosis.leaves) == {"['head']['bias']", "['head']['kernel']"}
@@ -109,3 +109,64 @@ def test_a_wrong_scale_is_warned_of(posterior):
 def test_a_reference_of_another_shape_is_refused(posterior):
     with pytest.raises(ValueError, match=r"reference\['body'\]"):
         l2m.diagnose(posterior, reference={"head": posterior.mean["head"]})
+
+
+def warnings_of(**kwargs):
+    """The warnings about 1,400 parameters, each with F = 100 kept by δ = `prior`."""
+    prior, num_data = kwargs.pop("prior"), kwargs.pop("num_data")
+    moment = l2m.SecondMoment(nu=jnp.full(1400, 1.0), count=5000, decay=0.99, **kwargs)
+    posterior = l2m.laplace(
+        jnp.ones(1400), moment, num_data=num_data, batch_size=1, prior_precision=prior
+    )
+    return l2m.diagnose(posterior).warnings()
+
+
+@pytest.mark.parametrize(
+    ("prior", "num_data", "warned"), [(46.5, 1400, True), (1.0, 1400, True), (46.5, 10_000, False)]
+)
+def test_as_many_parameters_as_examples_are_warned_of(prior, num_data, warned):
+    found = warnings_of(prior=prior, num_data=num_data)
+    effective = 1400 * num_data / (num_data + prior)
+    text = f"{effective:,.0f} parameters with {num_data:,} examples; possible causes:"
+    assert [text in warning for warning in found] == [True] * warned
+
+
+def test_an_unknown_number_of_examples_is_no_reason_to_warn(posterior):
+    unknown = l2m.diagnose(posterior._replace(num_data=None))
+    assert np.isnan(unknown.num_data)
+    assert not any("examples" in text for text in unknown.warnings())
+
+
+def test_warnings_name_possible_causes_each_with_its_remedy(posterior):
+    """A ragged last batch raises nu and the mean gradient alike, so neither names one cause."""
+    moment = posterior.second_moment._replace(
+        mu=jax.tree.map(jnp.sqrt, posterior.second_moment.nu), mu_decay=0.9, decay=0.999
+    )
+    fisher = jax.tree.map(lambda f: 0.1 * f, l2m.posterior.data_precision(posterior))
+    texts = l2m.diagnose(posterior, moment, reference=fisher).warnings()
+    mean_gradient = next(text for text in texts if "mean gradient" in text)
+    assert "the last batch of each epoch is smaller" in mean_gradient
+    scale = next(text for text in texts if "times the reference" in text)
+    for cause in ("clipped", "last batch", "early stopping", "restart of the learning rate"):
+        assert cause in scale
+    early = next(text for text in texts if "early training" in text)
+    assert "possible cause" in early
+
+
+def test_a_ragged_last_batch_is_named_as_a_possible_cause(regression):
+    """A last batch of 1 after four of 400: nu is (4/400 + 1)/5 · 400 = 81 times too large."""
+    x, y = regression.x[:1601], regression.y[:1601]
+    w = jnp.linalg.lstsq(x, y)[0]
+    rng, tx = np.random.default_rng(0), optax.adam(1e-3, b2=0.99)
+    state, update = tx.init(w), jax.jit(tx.update)
+    gradient = jax.jit(jax.grad(lambda w, x, y: 0.5 * jnp.mean(jnp.square(y - x @ w))))
+    for _ in range(100):
+        order = rng.permutation(1601)
+        for batch in [*order[:1600].reshape(-1, 400), order[1600:]]:
+            _, state = update(gradient(w, x[batch], y[batch]), state, w)
+    posterior = l2m.laplace(w, state, tx=tx, num_data=1601, batch_size=400)
+    fisher = jnp.sum(jnp.square(x * (y - x @ w)[:, None]), axis=0)
+    moment = l2m.second_moment(state, w, tx=tx)
+    diagnosis = l2m.diagnose(posterior, moment, reference=fisher)
+    scale = next(text for text in diagnosis.warnings() if "times the reference" in text)
+    assert "a last batch smaller than the others (drop it from training)" in scale

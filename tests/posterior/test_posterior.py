@@ -57,7 +57,7 @@ def test_centered_subtracts_the_squared_mean(weight):
     ],
     ids=["key", "predicate", "prefix", "tree"],
 )
-def test_restrict_makes_points_of_the_others(posterior, where, kept):
+def test_restrict_fixes_the_others(posterior, where, kept):
     variance = l2m.variance(l2m.restrict(posterior, where))
     for module in ("body", "head"):
         assert np.all((flat(variance[module]) > 0) == (module in kept))
@@ -67,7 +67,7 @@ def test_restrict_makes_points_of_the_others(posterior, where, kept):
     )
 
 
-def test_points_take_part_in_nothing(posterior, inputs):
+def test_fixed_leaves_take_part_in_nothing(posterior, inputs):
     from helpers import network
 
     last = l2m.restrict(posterior, "head")
@@ -108,7 +108,7 @@ def test_points_take_part_in_nothing(posterior, inputs):
     )
 
 
-def test_released_points_have_their_prior(posterior, inputs):
+def test_released_leaves_have_their_prior(posterior, inputs):
     from helpers import network
 
     released = l2m.release(l2m.restrict(posterior, "head"), lambda path: path[-1] == "kernel")

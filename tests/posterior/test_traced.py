@@ -1,4 +1,4 @@
-"""What cannot raise under `jit` gives NaN, never a wrong number; what is closed over still raises."""
+"""What cannot raise under `jit` gives NaN, never a wrong number; what is closed over raises."""
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def test_temperature_0_is_exactly_the_mode(posterior):
             lambda d, m: np.testing.assert_array_equal(d, jnp.stack([m] * 3)), draws, mode.mean
         )
         for function in (l2m.posterior.entropy, lambda p: l2m.log_prob(p, p.mean)):
-            with pytest.raises(ValueError, match="temperature: expected a positive .*, got 0"):
+            with pytest.raises(ValueError, match=r"temperature: expected a positive .*, got 0"):
                 function(mode)
             assert np.isnan(jax.jit(function)(mode))
 
