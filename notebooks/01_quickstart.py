@@ -318,7 +318,7 @@ image_outcomes = {
 # minimises the plain mean squared error. The negative log-likelihood of noise variance s² is that
 # error divided by 2s², up to a constant, so `loss_scale` is 2s²: pass 2 and let
 # `fit_noise_variance` find s² together with the prior. Both come from the evidence, given the
-# residuals on the training data. There is no validation data.
+# training data. There is no validation data.
 #
 # The mode is given the variance of its training residuals as its noise, which is too little: the
 # network has bent itself towards these very points. L2M counts how many parameters the data

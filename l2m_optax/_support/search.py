@@ -43,7 +43,7 @@ class Minimum(NamedTuple):
 def zoom(losses: Callable[[Sequence[Array]], Array], axes: Sequence[Array], rounds: int) -> Minimum:
     """The best of a grid, then of a finer one between its neighbours, and so on.
 
-    Of equal values the first wins. NaN wins against nothing.
+    Of equal values the first wins; NaN never does.
 
     Args:
       losses: the values on the grid of d axes, in an array of d axes.
@@ -154,8 +154,6 @@ def newton(
         if is_concrete(state.done) and bool(state.done):
             break
     found = jnp.isfinite(state.value)
-    low, high = (
-        found & moves & (state.point <= bounds[0]),
-        found & moves & (state.point >= bounds[1]),
-    )
+    low = found & moves & (state.point <= bounds[0])
+    high = found & moves & (state.point >= bounds[1])
     return Minimum(state.point, state.value, low, high, state.done & found, steps + 1)

@@ -137,7 +137,11 @@ def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivative
 
 
 def _axes(posterior: Posterior, limits: Bounds, points: int) -> list[Array]:
-    """The first grid; where the search stays, what the posterior has (of a tree it is not used)."""
+    """The first grid; an axis of one point for what is not tuned.
+
+    That is the posterior's own temperature. Its own prior may be a tree, and no point stands for it:
+    see `Problem.with_prior`.
+    """
     here = Logs(jnp.zeros(()), jnp.log(posterior.temperature))
     axes = {name: jnp.atleast_1d(value) for name, value in here._asdict().items()}
     for name, (low, high) in limits.items():

@@ -70,7 +70,7 @@ def fit_noise_variance(
       >>> posterior = l2m.laplace(w, moment, num_data=100, batch_size=1, loss_scale=2.0)
       >>> posterior, info = l2m.fit_noise_variance(f, posterior, x, y)
       >>> print(f"{posterior.noise_variance:.2f}", info.converged)
-      0.25 True
+      0.30 True
 
     Reference:
       MacKay, Bayesian interpolation (1992), section 4.

@@ -92,33 +92,29 @@ def _expected(shape: tuple[int, ...]) -> str:
 
 def _remedy(shape: tuple[int, ...], targets: Array) -> str:
     """One sentence for a mistake that is often made, or else the rule."""
-    got, columns = targets.shape, "let apply_fn return a column for each of them"
-    classes = _has_classes(shape)
+    row, column, deeper = shape[:-1], (*shape[:-1], 1), (*shape, 1)
+    logits = "for classes let apply_fn return a column for each of them"
     if targets.dtype == bool:
         return "pass targets.astype(int) for classes, targets.astype(float) for numbers"
-    if are_labels(targets):
+    if are_labels(targets) and _has_classes(shape):
         mends = {
-            (*shape[:-1], 1): "pass targets[..., 0]",
+            column: "pass targets[..., 0]",
             shape: "for one-hot classes pass targets.argmax(-1), for numbers targets.astype(float)",
         }
-        if not classes:
-            mends = {
-                shape[
-                    :-1
-                ]: f"for numbers pass targets.astype(float)[..., None]; for classes {columns}",
-                shape: f"for numbers pass targets.astype(float); for classes {columns}",
-            }
-    else:
+    elif are_labels(targets):
         mends = {
-            (*shape, 1): "pass targets[..., 0]",
-            shape[:-1]: "pass targets[..., None]",
+            row: f"for numbers pass targets.astype(float)[..., None]; {logits}",
+            shape: f"for numbers pass targets.astype(float); {logits}",
         }
-        if classes:
-            mends |= {
-                shape[:-1]: "for classes pass targets.astype(int)",
-                (*shape[:-1], 1): "for classes pass targets[..., 0].astype(int)",
-            }
-    return mends.get(got, f"pass the targets of these {shape[0]} inputs in such a shape")
+    elif _has_classes(shape):
+        mends = {
+            row: "for classes pass targets.astype(int)",
+            column: "for classes pass targets[..., 0].astype(int)",
+        }
+    else:
+        mends = {row: "pass targets[..., None]"}
+    mends.setdefault(deeper, "pass targets[..., 0]")
+    return mends.get(targets.shape, f"pass the targets of these {shape[0]} inputs in such a shape")
 
 
 def check_classes(name: str, labels: ArrayLike, number: int) -> None:
@@ -129,7 +125,8 @@ def check_classes(name: str, labels: ArrayLike, number: int) -> None:
     """
     if not is_concrete(labels):
         return
-    low, high = np.min(labels), np.max(labels)
+    values = np.asarray(labels)
+    low, high = values.min(), values.max()
     if low < 0 or high >= number:
         remedy = "number the classes from 0, as the outputs do"
         expected = f"classes from 0 to {number - 1}"

@@ -150,6 +150,7 @@ def _warn(best: Minimum, verdict: Verdict, limits: Bounds) -> None:
     """Say what was found on a bound, unless it is the mode."""
     where = " and ".join(limits)
     remedy = "look whether these targets belong to these inputs, and at their likelihood"
+    wider = "pass wider bounds=, or look whether these targets belong to these inputs"
     left, kept = "and leaves it as it was", "and keeps it"
     warn_if(verdict.lost, where, "a finite loss", f"none, {left}", remedy, 4)
     low, high = Logs(*best.low), Logs(*best.high)
@@ -157,7 +158,4 @@ def _warn(best: Minimum, verdict: Verdict, limits: Bounds) -> None:
         then = left if name == "prior_precision" and len(limits) == 1 else kept
         expected = f"a best value between {bounds[0]:g} and {bounds[1]:g}"
         for end, at in (("lower", getattr(low, name)), ("upper", getattr(high, name))):
-            warn_if(at & ~verdict.mode, name, expected, f"the {end} bound, {then}", _WIDER, 4)
-
-
-_WIDER = "pass wider bounds=, or look whether these targets belong to these inputs"
+            warn_if(at & ~verdict.mode, name, expected, f"the {end} bound, {then}", wider, 4)
