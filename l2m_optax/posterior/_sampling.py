@@ -57,7 +57,7 @@ def log_prob(posterior: Posterior, params: PyTree) -> Array:
 
     Args:
       posterior: a `Posterior`.
-      params: θ, like the mean; its values at points play no part.
+      params: θ, like the mean; its values at fixed leaves play no part.
 
     Returns:
       A scalar, float32 at least.
@@ -91,7 +91,7 @@ def entropy(posterior: Posterior) -> Array:
       posterior: a `Posterior`.
 
     Returns:
-      A scalar, float32 at least; points add nothing.
+      A scalar, float32 at least; fixed leaves add nothing.
 
     Example:
       >>> import jax.numpy as jnp
