@@ -140,9 +140,8 @@ def _sums(program: Program, uses: Uses, leaves: list[Array], batch: PyTree) -> _
     ]
 
     def losses(leaves: list[Array], perturbations: list[Array]) -> tuple[Array, list[Array]]:
-        each, residuals = jax.vmap(lambda p, e: run_perturbed(program, uses, leaves, p, e))(
-            perturbations, flat
-        )
+        of_one = functools.partial(run_perturbed, program, uses, leaves)
+        each, residuals = jax.vmap(of_one)(perturbations, flat)
         return jnp.sum(each), residuals
 
     # One pass for both: a leaf's own cotangent is the sum that a matrix product gives at once,

@@ -1,13 +1,14 @@
 r"""Squared gradients as products: a factor for each output, and weights that all outputs share.
 
-For one example, output k and leaf i let $g_{ki}$ be the gradient, flattened. The rest of the package
-needs $\sum_p g_{kip}\, g_{lip}\, v_{ip}$ for given numbers v, such as variances. Every leaf has
+For one example, output k and leaf i let $g_{ki}$ be the gradient, flattened. The package needs
+$\sum_p g_{kip}\, g_{lip}\, v_{ip}$ for given numbers v, such as variances. Every leaf has
 *factors* $r_i(k)$ and *weights* $s_i$ of one shape with
 
 $$\sum_p g_{kip}\, g_{lip}\, v_{ip} = \sum_j r_i(k)_j\, r_i(l)_j\, s_{ij} .$$
 
 Where the leaf is used once, by an operation that has a rule, $r_i(k)$ is the cotangent of that
-operation's output, which is much smaller than the gradient. Else it is the gradient, and $s_i = v_i$.
+operation's output, which is much smaller than the gradient. Else it is the gradient, and $s_i$ is
+$v_i$.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Program(NamedTuple):
     consts: Sequence[Any]
 
     def run(self, arguments: Sequence[Any], bind: Bind) -> Sequence[Any]:
-        """The outputs for flat `arguments`, each operation computed by `bind(equation, operands)`."""
+        """The outputs for flat `arguments`, each computed by `bind(equation, operands)`."""
         return _evaluate(self.jaxpr, self.consts, arguments, bind)
 
 

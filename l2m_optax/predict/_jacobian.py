@@ -68,7 +68,8 @@ def at(
 ) -> tuple[Callable[[Array], list[Array]], list[Array]]:
     r"""For one example the factors r(k) of any output k, and the weights s: a pair for each leaf.
 
-    Factor and weight have one shape. The entry $(k, l)$ of $J \Sigma J^\top$ is $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
+    Factor and weight have one shape. The entry $(k, l)$ of $J \Sigma J^\top$ is
+    $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
     """
     program, uses, leaves = jacobian.program, jacobian.uses, jax.tree.leaves(free_mean(posterior))
     flat = jax.tree.leaves(example)
