@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,14 +16,15 @@ from l2m_optax._support.checks import (
     check_hashable,
     complaint,
 )
+from l2m_optax._support.chunks import equal_parts
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.jacobians._factors import Uses, factors, run_perturbed, weights
 from l2m_optax.jacobians._program import Program, trace
-from l2m_optax.jacobians._roots import Uses, roots, run, spread
-from l2m_optax.jacobians._uses import Gradient, find_uses
+from l2m_optax.jacobians._uses import FullGradient, find_uses
 
-_ENTRIES = 2**25
-"""How many entries of per-example gradients may exist at a time, unless told otherwise."""
+_BUDGET = 4
+"""In units of `chunks.ENTRIES`: 128 MiB of per-example gradients exist at a time."""
 
 
 class ExampleMoments(NamedTuple):
@@ -115,7 +115,8 @@ def _moments(
     of_chunk = functools.partial(_sums, program, uses, leaves)
 
     number = len(jax.tree.leaves(batch)[0])
-    chunk = min(number, chunk_size or _default_chunk(uses, number))
+    entries = sum(use.size for use in uses)
+    chunk = min(number, chunk_size or equal_parts(entries, number, times=_BUDGET))
     whole = number - number % chunk
     sums = _sum_over_chunks(of_chunk, jax.tree.map(lambda x: x[:whole], batch), chunk)
     if whole < number:
@@ -133,35 +134,36 @@ def _sums(program: Program, uses: Uses, leaves: list[Array], batch: PyTree) -> _
     """Sums over the examples of a chunk: of losses, gradients and squared gradients."""
     flat = jax.tree.leaves(batch)
     number = len(flat[0])
-    probes = [
+    perturbations = [
         jnp.broadcast_to(p, (number, *p.shape))
-        for p in (use.probe(leaf) for use, leaf in zip(uses, leaves, strict=True))
+        for p in (use.perturbation(leaf) for use, leaf in zip(uses, leaves, strict=True))
     ]
 
-    def losses(leaves: list[Array], probes: list[Array]) -> tuple[Array, list[Array]]:
-        each, kept = jax.vmap(lambda p, e: run(program, uses, leaves, p, e))(probes, flat)
-        return jnp.sum(each), kept
+    def losses(leaves: list[Array], perturbations: list[Array]) -> tuple[Array, list[Array]]:
+        of_one = functools.partial(run_perturbed, program, uses, leaves)
+        each, residuals = jax.vmap(of_one)(perturbations, flat)
+        return jnp.sum(each), residuals
 
     # One pass for both: a leaf's own cotangent is the sum that a matrix product gives at once,
-    # and zero for a leaf of which the gradients are formed, which has a probe in its place.
-    loss, pull, kept = jax.vjp(losses, leaves, probes, has_aux=True)
+    # and zero for a leaf of which the gradients are formed, which has a perturbation in its place.
+    loss, pull, residuals = jax.vjp(losses, leaves, perturbations, has_aux=True)
     shared, each = pull(jnp.ones_like(loss))
-    squared = [jnp.square(r) for r in jax.vmap(lambda d, k: roots(uses, d, k))(each, kept)]
+    squared = [jnp.square(r) for r in jax.vmap(lambda d, k: factors(uses, d, k))(each, residuals)]
     gradients = [
-        jnp.sum(d, axis=0) if isinstance(use, Gradient) else g
+        jnp.sum(d, axis=0) if isinstance(use, FullGradient) else g
         for use, g, d in zip(uses, shared, each, strict=True)
     ]
-    return loss, gradients, _back_on_leaves(uses, leaves, squared, kept)
+    return loss, gradients, _back_on_leaves(uses, leaves, squared, residuals)
 
 
 def _back_on_leaves(
-    uses: Uses, leaves: list[Array], squared: list[Array], kept: list[Array]
+    uses: Uses, leaves: list[Array], squared: list[Array], residuals: list[Array]
 ) -> list[Array]:
-    """The transpose of `spread`: squared roots summed over examples, where the leaves are."""
+    """The transpose of `weights`: squared factors summed over examples, where the leaves are."""
     like = [jnp.zeros(leaf.shape, statistics_dtype(leaf)) for leaf in leaves]
 
     def forth(numbers: list[Array]) -> list[Array]:
-        return jax.vmap(lambda k: spread(uses, numbers, k), axis_size=len(squared[0]))(kept)
+        return jax.vmap(lambda k: weights(uses, numbers, k), axis_size=len(squared[0]))(residuals)
 
     (back,) = jax.linear_transpose(forth, like)(squared)
     return back
@@ -177,11 +179,6 @@ def _sum_over_chunks(of_chunk: Callable[[PyTree], _Sums], batch: PyTree, chunk: 
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), stacked)[
         0
     ]
-
-
-def _default_chunk(uses: Uses, number: int) -> int:
-    most = max(1, _ENTRIES // sum(use.size for use in uses))
-    return math.ceil(number / math.ceil(number / most))
 
 
 def _scalar(loss: Array) -> Array:

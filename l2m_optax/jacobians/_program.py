@@ -1,4 +1,8 @@
-"""A function of parameters and one example, as one flat list of equations."""
+"""A function of parameters and one example, as one flat list of primitive operations.
+
+A `Program` is a jaxpr in which calls such as `jax.jit` are written out, so that where a parameter
+is used can be seen, and run with one operation computed in another way.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,13 @@ _GROUPS = {"pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkp
 
 
 class Program(NamedTuple):
-    """Equations in which no call hides another; the first inputs are the parameters' leaves."""
+    """Operations in order, none inside of a call; the first inputs are the parameters' leaves."""
 
     jaxpr: Any
     consts: Sequence[Any]
 
     def run(self, arguments: Sequence[Any], bind: Bind) -> Sequence[Any]:
-        """The outputs for flat `arguments`, each equation computed by `bind`."""
+        """The outputs for flat `arguments`, each computed by `bind(equation, operands)`."""
         return _evaluate(self.jaxpr, self.consts, arguments, bind)
 
 

@@ -26,27 +26,35 @@ from l2m_optax.jacobians._program import JaxprEqn, bind
 
 
 class Rule(NamedTuple):
-    """How one operation is squared; `a` is what the weight meets.
+    """How the squared gradient of a weight factorises at one kind of operation.
+
+    Below, d is the cotangent of the operation's output, and a its other operand.
 
     Attributes:
-      how: in a few words.
-      applies: whether it does, for an equation and the position of the weight in it.
-      keep: ``keep(equation, a)``: what the others need of a, computed once for all outputs.
-      root: ``root(equation, d, kept)``: what is squared in the place of the cotangent d.
-      square: ``square(equation, position, v, kept)``: $A(a)^{∘2} v$, in the shape of the root.
-      size: ``size(equation, position)``: of the root.
+      how: in a few words, for `predict.tabulate`.
+      applies: ``applies(equation, position)``: whether the rule holds for this equation and for the
+        weight at this position among its operands.
+      residual: ``residual(equation, a)``: what the next two need of a, computed once for all
+        outputs.
+      factor: ``factor(equation, d, residual)``: r, what is squared for each output.
+      weights: ``weights(equation, position, v, residual)``: s, in the shape of r, from numbers v in
+        the shape of the weight; for a product $A(a)^{∘2} v$.
+      size: ``size(equation, position)``: the number of entries of r.
     """
 
     how: str
     applies: Callable[[JaxprEqn, int], bool]
-    keep: Callable[[JaxprEqn, Array], Array]
-    root: Callable[[JaxprEqn, Array, Array], Array]
-    square: Callable[[JaxprEqn, int, Array, Array], Array]
+    residual: Callable[[JaxprEqn, Array], Array]
+    factor: Callable[[JaxprEqn, Array, Array], Array]
+    weights: Callable[[JaxprEqn, int, Array, Array], Array]
     size: Callable[[JaxprEqn, int], int]
 
 
 def _meets_one_row(equation: JaxprEqn, position: int) -> bool:
-    """Whether a matrix product's other operand has one row for each weight."""
+    r"""Whether a matrix product's other operand has one row only, apart from shared batch axes.
+
+    A weight then meets one number: $y_j = \sum_i a_i w_{ij}$, and not also $y_{nj}$ for other n.
+    """
     contracted, batch = equation.params["dimension_numbers"]
     other = 1 - position
     shape = equation.invars[other].aval.shape
@@ -61,7 +69,7 @@ def _meets_one_window(equation: JaxprEqn, position: int) -> bool:
     return position == 1 and math.prod(shape) == features
 
 
-def _square_of_product(equation: JaxprEqn, position: int, v: Array, a: Array) -> Array:
+def _weights_of_product(equation: JaxprEqn, position: int, v: Array, a: Array) -> Array:
     operands = [jnp.square(a.astype(v.dtype)), v]
     parameters = equation.params | {"preferred_element_type": v.dtype}
     return equation.primitive.bind(*(operands if position else operands[::-1]), **parameters)
@@ -84,7 +92,10 @@ def _takes_rows(equation: JaxprEqn, position: int) -> bool:
 
 
 def _sum_of_equal_rows(equation: JaxprEqn, d: Array, indices: Array) -> Array:
-    """Cotangents summed over the n positions that took the same row, divided by √n."""
+    """Cotangents summed over the n positions that took the same row, divided by √n.
+
+    The gradient of a row is that sum, g. It stands at n positions here, and n (g / √n)² = g².
+    """
     rows = jnp.ravel(indices)
     if equation.params["mode"] == GatherScatterMode.CLIP:
         rows = jnp.clip(rows, 0, equation.invars[0].aval.shape[0] - 1)
@@ -93,7 +104,7 @@ def _sum_of_equal_rows(equation: JaxprEqn, d: Array, indices: Array) -> Array:
     return (same @ flat / jnp.sqrt(jnp.sum(same, axis=1, keepdims=True))).reshape(d.shape)
 
 
-def _square_of_rows(equation: JaxprEqn, position: int, v: Array, indices: Array) -> Array:
+def _weights_of_rows(equation: JaxprEqn, position: int, v: Array, indices: Array) -> Array:
     del position
     # An index out of range meets no weight.
     return equation.primitive.bind(v, indices, **(equation.params | {"fill_value": 0}))
@@ -104,7 +115,10 @@ def _is_convolution(equation: JaxprEqn, position: int) -> bool:
 
 
 def _patches(equation: JaxprEqn, a: Array) -> Array:
-    """What each position of a convolution sees: groups, entries of the window, positions."""
+    """What each position of a convolution sees, of shape (groups, window, positions).
+
+    The kernel meets all positions, so its gradient is formed: patches times cotangents.
+    """
     parameters, kernel = equation.params, equation.invars[1].aval
     numbers = parameters["dimension_numbers"]
     patches = jax.lax.conv_general_dilated_patches(
@@ -121,7 +135,7 @@ def _patches(equation: JaxprEqn, a: Array) -> Array:
 
 
 def _by_group(equation: JaxprEqn, y: Array) -> Array:
-    """An output of a convolution as groups, features of a group, positions."""
+    """An output of a convolution in the shape (groups, features of a group, positions)."""
     numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
     examples, features = (y.shape[axis] for axis in numbers.out_spec[:2])
     grouped = jnp.transpose(y, numbers.out_spec).reshape(examples, groups, features // groups, -1)
@@ -129,6 +143,7 @@ def _by_group(equation: JaxprEqn, y: Array) -> Array:
 
 
 def _gradient_by_group(equation: JaxprEqn, d: Array, patches: Array) -> Array:
+    # g: groups, o: output features, p: entries of the window, m: positions.
     return jnp.einsum("gom,gpm->gop", _by_group(equation, d), patches.astype(d.dtype))
 
 
@@ -157,7 +172,7 @@ def _weight_size(equation: JaxprEqn, position: int) -> int:
     return equation.invars[position].aval.size
 
 
-_PRODUCT = (_other, _itself, _square_of_product, _output_size)
+_PRODUCT = (_other, _itself, _weights_of_product, _output_size)
 _ONCE = "factorised"
 
 RULES = {
@@ -173,7 +188,9 @@ RULES = {
             _weight_size,
         ),
     ],
-    "gather": [Rule(_ONCE, _takes_rows, _other, _sum_of_equal_rows, _square_of_rows, _output_size)],
+    "gather": [
+        Rule(_ONCE, _takes_rows, _other, _sum_of_equal_rows, _weights_of_rows, _output_size)
+    ],
 }
 """By primitive, those to be preferred first."""
 

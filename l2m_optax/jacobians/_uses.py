@@ -12,14 +12,14 @@ from l2m_optax.jacobians._program import JaxprEqn, Program
 from l2m_optax.jacobians._rules import RULES, Rule, rearrange, rearranges
 
 
-class Use(NamedTuple):
-    """The only place where a leaf is used: an operation that has a `Rule`.
+class SingleUse(NamedTuple):
+    """A leaf that one operation uses, which has a `Rule`.
 
     Attributes:
       moves: rearrangements between the leaf and the operation, in order.
       equation: the operation.
       position: which of its operands the leaf is.
-      rule: how the operation is squared.
+      rule: how the squared gradient factorises there.
     """
 
     moves: tuple[JaxprEqn, ...]
@@ -29,37 +29,37 @@ class Use(NamedTuple):
 
     @property
     def how(self) -> str:
-        """In a few words."""
+        """In a few words, for `predict.tabulate`."""
         return f"{self.rule.how} in {self.equation.primitive.name}"
 
     @property
     def size(self) -> int:
-        """How many numbers a root has."""
+        """The number of entries of a factor."""
         return self.rule.size(self.equation, self.position)
 
-    def probe(self, leaf: Array) -> Array:
-        """What is differentiated in the place of the leaf: zeros added to the output."""
+    def perturbation(self, leaf: Array) -> Array:
+        """Zeros to be added to the operation's output."""
         del leaf
         output: Any = self.equation.outvars[0].aval
         return jnp.zeros(output.shape, output.dtype)
 
-    def keep(self, operands: Sequence[Array]) -> Array:
-        """What `root` and `square` need of the operation's operands."""
-        return self.rule.keep(self.equation, operands[1 - self.position])
+    def residual(self, operands: Sequence[Array]) -> Array:
+        """What `factor` and `weights` need of the operation's operands."""
+        return self.rule.residual(self.equation, operands[1 - self.position])
 
-    def root(self, d: Array, kept: Array) -> Array:
-        """What is squared, from the probe's cotangent d."""
-        return self.rule.root(self.equation, d, kept)
+    def factor(self, d: Array, residual: Array) -> Array:
+        """What is squared, from the cotangent d of the operation's output."""
+        return self.rule.factor(self.equation, d, residual)
 
-    def square(self, v: Array, kept: Array) -> Array:
-        r"""$A(a)^{∘2} v$ for numbers v in the shape of the leaf; linear in v."""
+    def weights(self, v: Array, residual: Array) -> Array:
+        """What stands beside the squared factor, from numbers v in the shape of the leaf."""
         for move in self.moves:
             v = rearrange(move, v)
-        return self.rule.square(self.equation, self.position, v, kept)
+        return self.rule.weights(self.equation, self.position, v, residual)
 
 
-class Gradient(NamedTuple):
-    """A leaf whose gradient is formed for each example and output; as a `Use`.
+class FullGradient(NamedTuple):
+    """A leaf whose gradient is formed for each example and output; it has what `SingleUse` has.
 
     Attributes:
       why: in a few words.
@@ -71,26 +71,26 @@ class Gradient(NamedTuple):
 
     @property
     def how(self) -> str:
-        """In a few words."""
+        """In a few words, for `predict.tabulate`."""
         return f"gradient, {self.why}"
 
-    def probe(self, leaf: Array) -> Array:
+    def perturbation(self, leaf: Array) -> Array:
         """The leaf itself."""
         return leaf
 
-    def root(self, d: Array, kept: None) -> Array:
+    def factor(self, d: Array, residual: None) -> Array:
         """The gradient itself."""
-        del kept
+        del residual
         return d
 
-    def square(self, v: Array, kept: None) -> Array:
+    def weights(self, v: Array, residual: None) -> Array:
         """The numbers themselves."""
-        del kept
+        del residual
         return v
 
 
-def find_uses(program: Program, number: int) -> list[Use | Gradient]:
-    """How each of the first `number` inputs is to be squared.
+def find_uses(program: Program, number: int) -> list[SingleUse | FullGradient]:
+    """How the squared gradient of each of the first `number` inputs is computed.
 
     A leaf is followed through rearrangements to the one operation that it enters. Where there is
     more than one, or one without a rule, its gradient is formed, which is always right.
@@ -98,17 +98,17 @@ def find_uses(program: Program, number: int) -> list[Use | Gradient]:
     return [_find_use(program.jaxpr, variable) for variable in program.jaxpr.invars[:number]]
 
 
-def _find_use(jaxpr: Any, leaf: Any) -> Use | Gradient:
+def _find_use(jaxpr: Any, leaf: Any) -> SingleUse | FullGradient:
     moves: list[JaxprEqn] = []
     variable = leaf
     while True:
         places = _places(jaxpr, variable)
         if len(places) != 1:
             why = f"used {len(places)} times" if places else "not used"
-            return Gradient(why, leaf.aval.size)
+            return FullGradient(why, leaf.aval.size)
         equation, position = places[0]
         if equation is None:
-            return Gradient("returned as an output", leaf.aval.size)
+            return FullGradient("returned as an output", leaf.aval.size)
         if not rearranges(equation):
             break
         moves.append(equation)
@@ -116,9 +116,9 @@ def _find_use(jaxpr: Any, leaf: Any) -> Use | Gradient:
     name = equation.primitive.name
     for rule in RULES.get(name, ()):
         if rule.applies(equation, position):
-            return Use(tuple(moves), equation, position, rule)
+            return SingleUse(tuple(moves), equation, position, rule)
     why = f"shared by positions in {name}" if name in RULES else f"enters {name}"
-    return Gradient(why, leaf.aval.size)
+    return FullGradient(why, leaf.aval.size)
 
 
 def _places(jaxpr: Any, variable: Any) -> Sequence[tuple[JaxprEqn | None, int]]:

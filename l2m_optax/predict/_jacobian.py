@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.jacobians._factors import Uses, factors, run_perturbed, weights
 from l2m_optax.jacobians._program import Program, trace
-from l2m_optax.jacobians._roots import Uses, roots, run, spread
 from l2m_optax.jacobians._uses import find_uses
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 from l2m_optax.predict._outputs import check_outputs
@@ -23,8 +23,8 @@ class Jacobian(NamedTuple):
     """The Jacobian of one example's outputs, unevaluated.
 
     Attributes:
-      program: outputs of one example from the leaves that are no points.
-      uses: how each of these leaves is squared.
+      program: outputs of one example from the free leaves.
+      uses: how the squared gradient of each of these leaves is computed.
       shape: of one example's outputs.
     """
 
@@ -40,7 +40,7 @@ class Jacobian(NamedTuple):
 
 
 def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jacobian:
-    """The Jacobian with respect to what is no point, traced for one of `inputs`.
+    """The Jacobian with respect to the free leaves, traced for one of `inputs`.
 
     Raises:
       TypeError: if the outputs are no single real floating-point array.
@@ -66,27 +66,28 @@ def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jaco
 def at(
     jacobian: Jacobian, posterior: Posterior, example: PyTree
 ) -> tuple[Callable[[Array], list[Array]], list[Array]]:
-    r"""For one example, functions r and arrays s of the same shape, a pair for each leaf.
+    r"""For one example the factors r(k) of any output k, and the weights s: a pair for each leaf.
 
-    The entry $(k, l)$ of $J \Sigma J^\top$ is $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
+    Factor and weight have one shape. The entry $(k, l)$ of $J \Sigma J^\top$ is
+    $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
     """
     program, uses, leaves = jacobian.program, jacobian.uses, jax.tree.leaves(free_mean(posterior))
     flat = jax.tree.leaves(example)
-    outputs, pull, kept = jax.vjp(
-        lambda probes: run(program, uses, leaves, probes, flat),
-        [use.probe(leaf) for use, leaf in zip(uses, leaves, strict=True)],
+    outputs, pull, residuals = jax.vjp(
+        lambda perturbations: run_perturbed(program, uses, leaves, perturbations, flat),
+        [use.perturbation(leaf) for use, leaf in zip(uses, leaves, strict=True)],
         has_aux=True,
     )
 
-    def roots_of(k: Array) -> list[Array]:
+    def factors_of(k: Array) -> list[Array]:
         # An index out of range, which cannot be refused under `jit`, gives NaN.
         unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
         unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
         # On meshes with explicit axes the sharding is part of the type: that of the outputs.
         (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
-        return roots(uses, cotangents, kept)
+        return factors(uses, cotangents, residuals)
 
-    return roots_of, spread(uses, jax.tree.leaves(free_variance(posterior)), kept)
+    return factors_of, weights(uses, jax.tree.leaves(free_variance(posterior)), residuals)
 
 
 def _check_one_row(outputs: Array) -> None:

@@ -1,4 +1,4 @@
-"""How the exact variances of a network are computed, leaf by leaf, for people to read."""
+"""A table of the leaves of a network: how `output_variance` treats each, for people to read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._jacobian import explained, jacobian_of
 
 
-class Step(NamedTuple):
-    """How one leaf is squared.
+class Row(NamedTuple):
+    """One leaf in the table.
 
     Attributes:
       shape: of the leaf.
-      how: factorised, or that its gradient is formed, and why.
-      entries: numbers that exist for each example and output; the leaf's own size if its gradient
+      how: that its squared gradient factorises, or that its gradient is formed, and why.
+      entries: numbers that exist for each example and output: the leaf's own size if its gradient
         is formed.
     """
 
@@ -29,29 +29,31 @@ class Step(NamedTuple):
 
 
 class VarianceTable(NamedTuple):
-    """What `output_variance` does; `str` of it is a table.
+    """What `tabulate` returns; `str` of it is the table.
 
     Attributes:
-      steps: a `Step` by path, for the leaves that are no points.
+      rows: a `Row` by path, for the free leaves.
     """
 
-    steps: dict[str, Step]
+    rows: dict[str, Row]
 
     def __str__(self) -> str:
         """The table, with what a Jacobian would take."""
-        rows = [("leaf", "shape", "entries", "how")]
-        rows += [(path, str(s.shape), f"{s.entries:,}", s.how) for path, s in self.steps.items()]
-        total = sum(step.entries for step in self.steps.values())
-        jacobian = sum(math.prod(step.shape) for step in self.steps.values())
-        rows.append(("total", "", f"{total:,}", f"of a Jacobian's {jacobian:,}"))
-        path, shape, entries, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-        return "\n".join(f"{p:{path}}  {s:{shape}}  {e:>{entries}}  {h}" for p, s, e, h in rows)
+        lines = [("leaf", "shape", "entries", "how")]
+        lines += [(path, str(s.shape), f"{s.entries:,}", s.how) for path, s in self.rows.items()]
+        total = sum(row.entries for row in self.rows.values())
+        jacobian = sum(math.prod(row.shape) for row in self.rows.values())
+        lines.append(("total", "", f"{total:,}", f"of a Jacobian's {jacobian:,}"))
+        path, shape, entries, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
+        return "\n".join(f"{p:{path}}  {s:{shape}}  {e:>{entries}}  {h}" for p, s, e, h in lines)
 
 
 def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> VarianceTable:
-    """How `output_variance` squares the Jacobian of each leaf, and what it holds in memory for it.
+    """Creates a summary of a network's leaves as a table.
 
-    Nothing is computed: the network is only traced, for one example.
+    A row for each free leaf: its path, its shape, how `output_variance` computes its part of the
+    variance, and how many numbers that takes for each example and output. Like `tabulate` of flax,
+    it traces the network with abstract arrays, for one example: nothing is computed.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
@@ -84,7 +86,7 @@ def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Varianc
     leaves = jax.tree_util.tree_leaves_with_path(free_mean(posterior))
     return VarianceTable(
         {
-            path_name(path, ""): Step(leaf.shape, use.how, use.size)
+            path_name(path, ""): Row(leaf.shape, use.how, use.size)
             for (path, leaf), use in zip(leaves, uses, strict=True)
         }
     )

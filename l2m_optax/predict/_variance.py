@@ -17,13 +17,11 @@ from l2m_optax._support.checks import (
     complaint,
     is_concrete,
 )
+from l2m_optax._support.chunks import equal_parts, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._jacobian import at, explained, jacobian_of
 from l2m_optax.predict._outputs import check_independent, coupling, if_independent
-
-_ENTRIES = 2**23
-"""How many entries of cotangents may exist at a time, unless `chunk_size` says otherwise."""
 
 
 def output_variance(
@@ -112,29 +110,29 @@ def output_covariance(
     return _over_inputs(_covariances, apply_fn, posterior, inputs, outputs, chunk_size)
 
 
-RootsOf = Callable[[Array], list[Array]]
-Reduce = Callable[[RootsOf, list[Array], Array, int, tuple[int, ...]], Array]
+FactorsOf = Callable[[Array], list[Array]]
+Reduce = Callable[[FactorsOf, list[Array], Array, int, tuple[int, ...]], Array]
 
 
 def _variances(
-    roots_of: RootsOf, spreads: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
+    factors_of: FactorsOf, weights: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
 ) -> Array:
     def variance(k: Array) -> Array:
-        parts = zip(roots_of(k), spreads, strict=True)
+        parts = zip(factors_of(k), weights, strict=True)
         return functools.reduce(jnp.add, [jnp.vdot(jnp.square(r), s) for r, s in parts])
 
     return jax.lax.map(variance, chosen, batch_size=width).reshape(shape)
 
 
 def _covariances(
-    roots_of: RootsOf, spreads: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
+    factors_of: FactorsOf, weights: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
 ) -> Array:
     def covariance(r: Array, s: Array) -> Array:
         flat = r.reshape(len(chosen), -1)
         return (flat * jnp.ravel(s)) @ flat.T
 
-    roots = jax.lax.map(roots_of, chosen, batch_size=width)
-    return functools.reduce(jnp.add, map(covariance, roots, spreads)).reshape(shape + shape)
+    factors = jax.lax.map(factors_of, chosen, batch_size=width)
+    return functools.reduce(jnp.add, map(covariance, factors, weights)).reshape(shape + shape)
 
 
 def _over_inputs(
@@ -188,9 +186,8 @@ def _compiled(
 def _chunks(entries: int, outputs: int, inputs: int, chunk_size: int | None) -> tuple[int, int]:
     """How many examples, and how many outputs of each, are taken side by side."""
     if chunk_size is None:
-        most = max(1, _ENTRIES // (entries * outputs))
-        chunk_size = math.ceil(inputs / math.ceil(inputs / most))  # in equal parts
-    return chunk_size, min(outputs, max(1, _ENTRIES // (entries * chunk_size)))
+        chunk_size = equal_parts(entries * outputs, inputs)
+    return chunk_size, side_by_side(entries * chunk_size, outputs)
 
 
 def _chosen(outputs: Array, shape: tuple[int, ...], number: int) -> Array:

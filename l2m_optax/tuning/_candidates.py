@@ -139,8 +139,8 @@ def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivative
 def _axes(posterior: Posterior, limits: Bounds, points: int) -> list[Array]:
     """The first grid; an axis of one point for what is not tuned.
 
-    That is the posterior's own temperature. Its own prior may be a tree, and no point stands for it:
-    see `Problem.with_prior`.
+    That is the posterior's own temperature. Its prior may be a tree, for which no point stands: see
+    `Problem.with_prior`.
     """
     here = Logs(jnp.zeros(()), jnp.log(posterior.temperature))
     axes = {name: jnp.atleast_1d(value) for name, value in here._asdict().items()}

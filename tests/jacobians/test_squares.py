@@ -158,10 +158,10 @@ def test_variance_and_covariance_are_those_of_the_dense_jacobian(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_plan_says_how(name):
+def test_the_table_says_how(name):
     case = CASES[name]
-    steps = l2m.predict.tabulate(case.apply_fn, weighted(case.params), case.inputs).steps.values()
-    assert {step.how.startswith(case.how) for step in steps} == {True}
+    rows = l2m.predict.tabulate(case.apply_fn, weighted(case.params), case.inputs).rows.values()
+    assert {row.how.startswith(case.how) for row in rows} == {True}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,6 +11,7 @@ import pytest
 from helpers import moment_of, network
 
 import l2m_optax as l2m
+from l2m_optax._support import chunks
 from l2m_optax.predict import _variance as module
 
 KEY = jax.random.key(3)
@@ -69,7 +70,7 @@ def test_whole_networks(name):
     np.testing.assert_allclose(exact, dense_variance(net.apply, posterior, inputs), rtol=1e-5)
 
 
-def test_an_equinox_module_and_its_holes():
+def test_an_equinox_module_and_its_missing_leaves():
     net = eqx.nn.MLP(4, 3, 5, 2, use_final_bias=False, key=KEY)
     params, static = eqx.partition(net, eqx.is_inexact_array)
 
@@ -80,8 +81,8 @@ def test_an_equinox_module_and_its_holes():
     inputs = jax.random.normal(KEY, (6, 4))
     exact = l2m.output_variance(apply_fn, posterior, inputs)
     np.testing.assert_allclose(exact, dense_variance(apply_fn, posterior, inputs), rtol=1e-5)
-    steps = l2m.predict.tabulate(apply_fn, posterior, inputs).steps
-    assert {p.rpartition(".")[2]: s.how.split()[0] for p, s in steps.items()} == {
+    rows = l2m.predict.tabulate(apply_fn, posterior, inputs).rows
+    assert {p.rpartition(".")[2]: row.how.split()[0] for p, row in rows.items()} == {
         "weight": "factorised",
         "bias": "gradient,",
     }
@@ -121,7 +122,7 @@ def test_covariance_is_that_of_linearized_draws(posterior, inputs):
 
 @pytest.mark.parametrize("entries", [1, 40, 10**9])
 def test_outputs_are_taken_in_turns_where_they_do_not_fit(posterior, inputs, entries, monkeypatch):
-    monkeypatch.setattr(module, "_ENTRIES", entries)
+    monkeypatch.setattr(chunks, "ENTRIES", entries)
     module._compiled.clear_cache()
     exact = l2m.output_variance(network, posterior, inputs)
     np.testing.assert_allclose(exact, dense_variance(network, posterior, inputs), rtol=1e-5)
@@ -191,7 +192,7 @@ def temporaries(posterior, number, outputs, chunk_size):
 
 
 def test_memory_is_bounded_by_chunk_size(posterior, monkeypatch):
-    monkeypatch.setattr(module, "_ENTRIES", 2**14)
+    monkeypatch.setattr(chunks, "ENTRIES", 2**14)
     results = 4 * 9000  # variances, with what pads them to whole chunks
     few = temporaries(posterior, 60, 9, 20)
     assert temporaries(posterior, 1000, 9, 20) < few + 8 * results
