@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from l2m_optax._support.checks import complaint
-from l2m_optax._support.trees import entry_key
+from l2m_optax._support.trees import words
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.checkpoint._directory import orbax
 from l2m_optax.moments._layouts import SIBLINGS
@@ -33,8 +33,8 @@ class SavedTree:
             raise ValueError(complaint(name, "a checkpoint", got[:300], remedy)) from error
         self._tree = metadata
         with_paths = jax.tree_util.tree_leaves_with_path(metadata, is_leaf=_is_array)
-        self._paths = {_keys(path): path for path, _ in with_paths}
-        self._leaves = {_keys(path): leaf for path, leaf in with_paths}
+        self._paths = {words(path): path for path, _ in with_paths}
+        self._leaves = {words(path): leaf for path, leaf in with_paths}
 
     def second_moment(self) -> tuple[str, ...]:
         """The keys of the one node that holds a second moment.
@@ -58,7 +58,7 @@ class SavedTree:
           ValueError: if it is not there, or more than once.
         """
         shapes = jax.eval_shape(tx.init, like)
-        wanted = [_keys(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+        wanted = [words(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
         ends = {
             keys[: -len(w)] for w in wanted[:1] for keys in self._leaves if keys[-len(w) :] == w
         }
@@ -77,7 +77,7 @@ class SavedTree:
         """
 
         def leaf(path: Any, wanted: Any) -> Array:
-            keys = (*at, *_keys(path))
+            keys = (*at, *words(path))
             held = self._leaves.get(keys)
             if held is None or tuple(held.shape) != tuple(np.shape(wanted)):
                 got = "no such leaf" if held is None else f"shape {tuple(held.shape)}"
@@ -102,7 +102,7 @@ class SavedTree:
         own = sharding or self._copies
 
         def item(path: Any, held: Any) -> Any:
-            if _keys(path) != keys:
+            if words(path) != keys:
                 return ocp.PLACEHOLDER
             return jax.ShapeDtypeStruct(held.shape, held.dtype)  # type: ignore[no-untyped-call]
 
@@ -121,15 +121,15 @@ class SavedTree:
             where = f"{self.name}: {'.'.join(keys)}"
             raise ValueError(complaint(where, "an array", got[:300], remedy)) from error
         leaves = jax.tree_util.tree_leaves_with_path(restored, is_leaf=lambda x: x is ...)
-        return next(leaf for path, leaf in leaves if _keys(path) == keys)
+        return next(leaf for path, leaf in leaves if words(path) == keys)
 
 
 def _shard_like(shapes: PyTree, like: PyTree) -> PyTree:
     """The shapes of a state, each that belongs to a parameter with the sharding of that one."""
-    owners = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    owners = {words(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
 
     def leaf(path: Any, wanted: Any) -> Any:
-        keys = _keys(path)
+        keys = words(path)
         found = [owners[keys[i:]] for i in range(len(keys) + 1) if keys[i:] in owners]
         fits = [owner for owner in found if np.shape(owner) == wanted.shape]
         sharding = getattr(fits[0], "sharding", None) if fits else None
@@ -140,9 +140,3 @@ def _shard_like(shapes: PyTree, like: PyTree) -> PyTree:
 
 def _is_array(node: Any) -> bool:
     return hasattr(node, "shape")
-
-
-def _keys(path: Any) -> tuple[str, ...]:
-    """The keys of a path as words; nnx puts a last one, ``value``, around every array."""
-    words = tuple(str(entry_key(entry)) for entry in path)
-    return words[:-1] if words and words[-1] == "value" else words
