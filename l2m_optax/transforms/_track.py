@@ -39,7 +39,7 @@ def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
     $\nu_t / (1 - \beta^t)$ kept debiased. Placed first in `optax.chain` it sees the gradients
     before clipping and decay, and gives SGD, Lion or any other optimizer a second moment:
     ``optax.chain(track_second_moment(0.999), optax.sgd(0.1))``. It is read before any other moment
-    of the chain. Inside `optax.MultiSteps` it sees gradients that were averaged over k batches: pass
+    of the chain. Inside `optax.MultiSteps` it sees gradients averaged over k batches: pass
     ``tx=``, the `MultiSteps`, which shows k.
 
     ``update(..., moment_updates=)`` squares these gradients instead of the updates: gradients of a
