@@ -91,8 +91,7 @@ def test_centering_removes_the_mean_gradient_far_from_the_mode(regression):
 
 def test_evidence_finds_the_noise_without_data_to_spare(regression):
     params, state = train_linear(adam(), regression, mean, batch_size=16, steps=STEPS, seed=3)
-    moment = l2m.second_moment(state, params, tx=adam())
-    posterior = l2m.laplace(params, moment, num_data=2000, batch_size=16, loss_scale=2.0)
+    posterior = l2m.laplace(params, state, tx=adam(), num_data=2000, batch_size=16, loss_scale=2.0)
 
     def predict(params, x):
         return x @ params["w"]

@@ -56,7 +56,9 @@ def laplace(
       p(\theta | D) \approx N(\theta^*, T (F + \delta)^{-1})$$
 
     is the diagonal of the summed empirical Fisher, and the posterior. Building it does no
-    arithmetic on arrays: its leaves are `params` and the state's own buffers.
+    arithmetic on arrays: its leaves are `params` and the state's own buffers. What `jit` or `vmap`
+    trace cannot be refused: a bad number makes all variances NaN, a bad entry of the second moment
+    makes its own NaN.
 
     Args:
       params: the trained parameters θ*, real floating-point arrays.
@@ -86,9 +88,6 @@ def laplace(
       ValueError: if a number is out of its range, ``batch_size >= num_data``, `params` is empty, or
         the state does not match it, was never updated, or holds what no mean of squares can be.
       FloatingPointError: if `params`, the second moment or `prior_mean` holds NaN or infinity.
-
-    What `jit` or `vmap` trace cannot be refused: a bad number makes all variances NaN, a bad entry
-    of the second moment makes its own NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

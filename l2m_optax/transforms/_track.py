@@ -38,7 +38,9 @@ def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
     $\hat\nu_t = \hat\nu_{t-1} + \frac{1-\beta}{1-\beta^t} (g_t^2 - \hat\nu_{t-1})$, which is Adam's
     $\nu_t / (1 - \beta^t)$ kept debiased. Placed first in `optax.chain` it sees the gradients
     before clipping and decay, and gives SGD, Lion or any other optimizer a second moment:
-    ``optax.chain(track_second_moment(0.999), optax.sgd(0.1))``.
+    ``optax.chain(track_second_moment(0.999), optax.sgd(0.1))``. It is read before any other moment
+    of the chain. Inside `optax.MultiSteps` it sees gradients averaged over k batches: pass
+    ``tx=``, the `MultiSteps`, which shows k.
 
     ``update(..., moment_updates=)`` squares these gradients instead of the updates: gradients of a
     batch with labels drawn from the model give the true Fisher. A leading axis more than the

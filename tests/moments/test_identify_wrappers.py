@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from optax import contrib
-from test_optimizers import (
+from test_identify_optimizers import (
     NUM_STEPS,
     PARAMS,
     RATE,

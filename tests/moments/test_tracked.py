@@ -56,7 +56,17 @@ def test_the_tracked_moment_is_the_one_that_is_read(chain):
     check(l2m.second_moment(state, PARAMS, tx=tx))
 
 
-@pytest.mark.parametrize("params", [jnp.ones(3), jnp.ones(()), [jnp.ones(2), (jnp.ones(2),)]])
+@pytest.mark.parametrize(
+    "params",
+    [
+        jnp.ones(3),
+        jnp.ones(()),
+        [jnp.ones(2), (jnp.ones(2),)],
+        {"it's": jnp.ones(2), 'a"]b': jnp.ones(3), "value": jnp.ones(4)},
+        {3: jnp.ones(2), 10: [jnp.ones(2)]},
+    ],
+    ids=["array", "scalar", "list", "odd keys", "integer keys"],
+)
 def test_trees_of_any_structure(params):
     grads = gradients(params)
     tx = tracked(optax.adam(1e-3))
