@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +92,18 @@ def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:
     """`moment` in the tree structure of `params`; see `align` for what is refused."""
     mu = None if moment.mu is None else align(moment.mu, params, "mu")
     return moment._replace(nu=align(moment.nu, params, "nu"), mu=mu)
+
+
+def mean_variance_ratio(decay: Any) -> Any:
+    r"""The variance of a running mean over that of what it averages: $(1-b)/(1+b)$.
+
+    A mean $m_t = b\, m_{t-1} + (1-b)\, g_t$ of independent $g_t$ of variance $\sigma^2$ has, once
+    it has settled, the variance $(1-b)^2 \sigma^2 \sum_k b^{2k} = \sigma^2 (1-b)/(1+b)$.
+
+    Args:
+      decay: $b$, a number or an array.
+
+    Returns:
+      The ratio, of the same type.
+    """
+    return (1 - decay) / (1 + decay)

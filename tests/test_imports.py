@@ -13,10 +13,15 @@ import l2m_optax
 # From the bottom up. A module imports from strictly lower layers only; those of one folder, which
 # count as one module here, may import each other as long as there is no cycle.
 LAYERS = [
-    {"_version", "_types", "_factored"},
-    {"_checks"},
-    {"_tree", "_probe", "_recurrence", "_loader", "_search"},
-    {"_moment", "_clipping", "metrics", "factorized", "likelihoods"},
+    {"_version", "_types", "_factored", "_verdict"},
+    {"_checks", "_memory"},
+    {"_tree", "_trace", "_recurrence", "_attempt", "_loader", "_search"},
+    {"_probe", "_expressions", "_stand_ins"},
+    {"_moment", "_clipping", "_neighbours", "_alike", "metrics", "factorized", "likelihoods"},
+    {"_match"},
+    {"_assign"},
+    {"_examine"},
+    {"_real_shapes"},
     {"identify"},
     {"_read", "examples"},
     {"second_moment"},
