@@ -96,7 +96,9 @@ def _map(probe: Probe, function: Callable[[np.ndarray], np.ndarray]) -> Probe:
 
 
 def _names(program: Program) -> str:
-    state = jax.eval_shape(program.init, program.treedef.unflatten(program.params.values()))
+    state = jax.eval_shape(
+        lambda p: program.init(p), program.treedef.unflatten(program.params.values())
+    )
     return ", ".join(sorted({type(node).__name__ for node in _nodes(state)}))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +33,8 @@ class Matcher:
 
     def whole(self) -> LeafMoment | None:
         """The moment of all parameters raveled and joined, if the state holds one."""
-        joined = (_joined(of.values()) for of in (self.probe.means, self.probe.lasts))
-        views = list(_views(*joined, self.probe.micro_steps))
+        means, lasts = (_joined(of.values()) for of in (self.probe.means, self.probe.lasts))
+        views = list(_views(means, lasts, self.probe.micro_steps))
         for where in self.states:
             found = self.match(where, "", views)
             if found is not None:
@@ -127,7 +127,7 @@ def _views(
         yield lasts, 1
 
 
-def _joined(gradients: Iterator[np.ndarray]) -> np.ndarray:
+def _joined(gradients: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([g.reshape(*g.shape[:2], -1) for g in gradients], axis=-1)
 
 

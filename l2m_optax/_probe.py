@@ -32,7 +32,7 @@ JUMPS = {5: 1000, 6: 100_000, 7: 1_000_000_000}
 MOST_MICRO_STEPS = 64
 """Calls after which a transformation that gathers gradients is given up."""
 _MOST_KEPT = 2**17
-"""Entries of all parameters together that are kept; more are rare, and only samples of them stay."""
+"""Entries of all parameters together that are kept; of more, which are rare, samples are."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -248,7 +248,7 @@ def _ahead(count: Any, grown: int, jump: int) -> int:
     """By how much a number that grows by `grown` each update goes ahead, within its type."""
     if grown < 1:
         return 0
-    return min(jump, int(jnp.iinfo(count.dtype).max) // 2) // grown * grown
+    return min(jump, int(np.iinfo(count.dtype).max) // 2) // grown * grown
 
 
 def _micro_steps(run: _Runner) -> int | None:

@@ -67,15 +67,18 @@ def trace(tx: Any, params: PyTree) -> Program:
 def _trace(tx: Any, params: PyTree, **extra: Any) -> Program:
     transformation = extended(tx)
     like: Any = jax.tree.map(_abstract, params)
-    inputs = (jax.eval_shape(transformation.init, like), gradient_tree(like), like)
+    # JAX keeps weak references to functions it is given; `init` may be an object that has none.
+    state = jax.eval_shape(lambda p: transformation.init(p), like)
+    inputs = (state, gradient_tree(like), like)
 
     def both(state: PyTree, gradients: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         following = transformation.update(gradients, state, params, **extra)[1]
         return transformation.init(params), following
 
     closed = jax.make_jaxpr(both)(*inputs)
-    by_path = (named(tree) for tree in inputs)
-    return Program(transformation.init, closed, *by_path, jax.tree.structure(like))
+    by_path = [named(tree) for tree in inputs]
+    structure = jax.tree.structure(like)
+    return Program(transformation.init, closed, by_path[0], by_path[1], by_path[2], structure)
 
 
 def named(tree: PyTree) -> dict[str, Any]:
