@@ -29,7 +29,7 @@ def assign(probe: Probe) -> dict[str, LeafMoment | None] | str:
 
 def _only(
     path: str, moments: list[LeafMoment], held: list[str], probe: Probe
-) -> LeafMoment | None | str:
+) -> LeafMoment | str | None:
     """The one moment of a parameter; `None` where no gradient ever reaches what is held for it."""
     if len(moments) > 1:
         return f"several for params{path}: " + ", ".join(m.path for m in moments)
