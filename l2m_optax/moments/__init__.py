@@ -1,6 +1,6 @@
 """From any optimizer state to the running mean of squared gradients that it holds."""
 
-from l2m_optax.moments._identify import Identification, LeafMoment
+from l2m_optax.moments._identification.verdict import Identification, LeafMoment
 from l2m_optax.moments._moment import debiased
 
 __all__ = [

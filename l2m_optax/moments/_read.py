@@ -14,7 +14,7 @@ from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.trees import statistics_dtype, words
 from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._factored import rows_and_columns
-from l2m_optax.moments._identify import Identification, LeafMoment
+from l2m_optax.moments._identification.verdict import Identification, LeafMoment
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
     SecondMoment,

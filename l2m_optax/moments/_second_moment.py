@@ -15,6 +15,7 @@ import optax
 
 from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._identification.probe import gradient_tree
 from l2m_optax.moments._layouts import Found, find, with_told_decay
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
@@ -24,7 +25,6 @@ from l2m_optax.moments._moment import (
     check_updated,
     updated_weight,
 )
-from l2m_optax.moments._probe import gradient_tree
 from l2m_optax.moments._read import read
 from l2m_optax.moments._told import identify_told
 

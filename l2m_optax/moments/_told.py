@@ -15,9 +15,10 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import PyTree
-from l2m_optax.moments._identify import Identification, identify
+from l2m_optax.moments._identification.probe import extended, gradient_tree
+from l2m_optax.moments._identification.verdict import Identification
+from l2m_optax.moments._identify import identify
 from l2m_optax.moments._layouts import says_itself, several
-from l2m_optax.moments._probe import extended, gradient_tree
 
 _OUT_OF_SIGHT = (1,) * 8
 """Axes that no parameter has: an array behind them is taken for nobody's moment."""

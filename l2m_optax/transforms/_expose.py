@@ -11,10 +11,10 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.moments._identify import Identification
+from l2m_optax.moments._identification.probe import extended
+from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._layouts import with_told_decay
 from l2m_optax.moments._moment import SecondMoment, debiased
-from l2m_optax.moments._probe import extended
 from l2m_optax.moments._read import read
 from l2m_optax.moments._told import identify_told
 

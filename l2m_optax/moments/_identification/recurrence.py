@@ -12,6 +12,7 @@ import numpy as np
 
 _EXACT = 1e-10
 _ROUNDED = 3e-6
+_ROWS = 2**13  # values that the coefficients are computed from; all are compared with the result
 
 
 class Recurrence(NamedTuple):
@@ -32,7 +33,10 @@ class Recurrence(NamedTuple):
 
 
 def rounded(decay: float, allowed: float = _EXACT) -> float:
-    """The shortest decay within the error, as the user wrote it, so that all leaves agree on it."""
+    """The shortest number within the error of a decay.
+
+    It is what the user wrote, and it is the same for all leaves.
+    """
     share = 1.0 - decay
     short = float(f"{share:.4g}")
     return 1.0 - (short if abs(short - share) < 10 * allowed * share else float(f"{share:.9g}"))
@@ -44,8 +48,17 @@ def tolerance(rounded: bool) -> float:
 
 
 def second_order(n: np.ndarray, x: np.ndarray, allowed: float) -> Recurrence | None:
-    """The recurrence of `n`, of shape (updates + 1, ...), on the squares `x`, (updates, ...)."""
-    if not _usable(n):
+    """How an array follows the squares of the gradients.
+
+    Args:
+      n: the values of the array before the first and after every update, (updates + 1, ...).
+      x: the squares that entered each update, (updates, ...).
+      allowed: the largest relative error.
+
+    Returns:
+      The `Recurrence`, or `None` if `n` obeys none.
+    """
+    if not _usable(n) or np.any(n < 0):
         return None
     initial = float(n[0].flat[0])
     if initial < 0 or np.any(n[0] != initial):
@@ -57,7 +70,8 @@ def first_order(m: np.ndarray, g: np.ndarray, allowed: float) -> float | None:
     """The decay of `m` if it is a running mean of `g` that started from 0."""
     if not _usable(m) or np.any(m[0]):
         return None
-    (d, c), error = _solve(m[1:], m[:-1], g)
+    # Gradients of either sign may bring the mean close to 0, where no relative error is small.
+    (d, c), error = _solve(m[1:], m[:-1], g, scale=np.abs(m[1:]) + np.abs(m[:-1]))
     decay = 1.0 - c
     return (
         rounded(decay, allowed) if error < allowed and abs(c - (1.0 - d)) < 10 * allowed else None
@@ -126,12 +140,16 @@ def _usable(n: np.ndarray) -> bool:
 def _solve(
     target: np.ndarray, *columns: np.ndarray, scale: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Least squares for relative errors, and the largest of these errors."""
+    """The coefficients with which the sum of `columns` is `target`, and the largest error.
+
+    Errors are relative to `scale`, by default to `target`.
+    """
     size = np.abs(target if scale is None else scale).ravel()
     rows = np.stack([column.ravel() / size for column in columns], axis=1)
     wanted = target.ravel() / size
-    norms = np.linalg.norm(rows, axis=0)
+    few = slice(None, None, max(1, len(rows) // _ROWS))
+    norms = np.linalg.norm(rows[few], axis=0)
     norms[norms == 0] = 1.0
-    coefficients = np.linalg.lstsq(rows / norms, wanted, rcond=None)[0] / norms
+    coefficients = np.linalg.lstsq(rows[few] / norms, wanted[few], rcond=None)[0] / norms
     error = np.max(np.abs(rows @ coefficients - wanted), initial=0.0)
     return coefficients, float(error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2m_optax.moments._probe import SCALES, Probe
+from l2m_optax.moments._identification.probe import SCALES, Probe
 
 
 def clipping_effect(probe: Probe, paths: Sequence[str]) -> str:
@@ -15,7 +15,7 @@ def clipping_effect(probe: Probe, paths: Sequence[str]) -> str:
     The first update leaves $n_1 = c \sum \tilde g^2$, where $\tilde g$ is the clipped gradient; the
     run with the smallest gradients, which nothing clips, gives $c$.
     """
-    given = np.sqrt(sum(_per_run(g[0].mean(axis=0)) ** 2 for g in probe.gradients.values()))
+    given = np.sqrt(sum(_per_run(g[0]) ** 2 for g in probe.means.values()))
     states = [probe.states[path] for path in paths]
     grown = sum((n[1] - n[0]).reshape(len(SCALES), -1).sum(axis=1) for n in states)
     small, large = int(np.argmin(SCALES)), int(np.argmax(SCALES))

@@ -1,0 +1,117 @@
+"""The verdict of one probe: the moments, or why there are none, as far as that can be found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from l2m_optax._support.checks import complaint
+from l2m_optax._support.types import PyTree
+from l2m_optax.moments._identification.assign import assign
+from l2m_optax.moments._identification.attempt import TRACK, attempt
+from l2m_optax.moments._identification.clipping import clipping_effect
+from l2m_optax.moments._identification.probe import (
+    MOST_MICRO_STEPS,
+    SCALES,
+    Arrays,
+    Probe,
+    Scope,
+    record,
+)
+from l2m_optax.moments._identification.trace import Program
+from l2m_optax.moments._identification.verdict import LeafMoment
+
+Moments = dict[str, LeafMoment | None]
+"""For the path of every parameter its moment."""
+
+
+def examine(program: Program, scope: Scope) -> Moments:
+    """The moments that a probe of a program shows, by the path of the parameter.
+
+    Raises:
+      TypeError: if it shows none, with the reason.
+    """
+    probe = attempt(record, program, scope)
+    found = assign(probe)
+    if isinstance(found, str):
+        _refuse(program, scope, probe, found)
+    return found
+
+
+def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoReturn:
+    behind = assign(_runs(probe, [int(np.argmin(SCALES))]))
+    remedy = TRACK
+    if not isinstance(behind, str):
+        effect = clipping_effect(probe, sorted({m.path for m in behind.values() if m is not None}))
+        got = f"one of gradients that are clipped when they are large: {effect}"
+        remedy = f"{TRACK}, before the clipping"
+    elif not isinstance(assign(attempt(record, program, scope, size=0.0)), str):
+        got = "one of gradients to which weight decay, or something else of the weights, was added"
+        remedy = f"put the decay behind the moment, or {TRACK}"
+    else:
+        got = _other(probe) or f"{reason}, in {_names(program) or 'an empty state'}"
+    expected = "a running mean of the squares of the gradients it is given"
+    raise TypeError(complaint("tx", expected, got, remedy))
+
+
+def _other(probe: Probe) -> str | None:
+    """What is wrong with a moment of which some entries or some updates look right."""
+    if probe.waits:
+        return f"no update of any second moment in {MOST_MICRO_STEPS} calls"
+    places = slice(None, 1), slice(-1, None)
+    if any(not isinstance(assign(_entry(probe, place)), str) for place in places):
+        return "one that treats the entries of a leaf in different ways"
+    still = next((path for path, n in probe.states.items() if _stands_still(path, n, probe)), None)
+    if still is not None:
+        return f"a moment, opt_state{still}, that some updates leave as it is"
+    return None
+
+
+def _stands_still(path: str, n: np.ndarray, probe: Probe) -> bool:
+    """Whether a nonnegative array of a parameter moves in some updates, and not in others."""
+    if (
+        not (n.ndim > 2 or path.endswith(tuple(probe.means)))
+        or n.dtype.kind != "f"
+        or np.any(n < 0)
+    ):
+        return False
+    axes = tuple(range(1, n.ndim))
+    moved = np.any(np.diff(n, axis=0) != 0, axis=axes)
+    return bool(np.any(moved) and not np.all(moved))
+
+
+def _runs(probe: Probe, runs: list[int]) -> Probe:
+    """Some runs alone."""
+    return _map(probe, lambda array: array[:, runs])
+
+
+def _entry(probe: Probe, place: slice) -> Probe:
+    """One entry of every array alone."""
+    return _map(probe, lambda a: a if a.ndim == 2 else a.reshape(*a.shape[:2], -1)[..., place])
+
+
+def _map(probe: Probe, function: Callable[[np.ndarray], np.ndarray]) -> Probe:
+    def each(arrays: Arrays) -> Arrays:
+        return {path: function(array) for path, array in arrays.items()}
+
+    return probe._replace(
+        states=each(probe.states), means=each(probe.means), lasts=each(probe.lasts)
+    )
+
+
+def _names(program: Program) -> str:
+    state = jax.eval_shape(
+        lambda p: program.init(p), program.treedef.unflatten(program.params.values())
+    )
+    return ", ".join(sorted({type(node).__name__ for node in _nodes(state)}))
+
+
+def _nodes(state: PyTree) -> Iterator[Any]:
+    """Every NamedTuple in `state`."""
+    if hasattr(state, "_fields"):
+        yield state
+    children = jax.tree.leaves(state, is_leaf=lambda node: node is not state)
+    yield from (found for child in children if child is not state for found in _nodes(child))
