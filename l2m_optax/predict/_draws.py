@@ -128,16 +128,14 @@ def _monte_carlo(
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
     """The outputs of draws, or of the keys and signs of draws that are made chunk by chunk."""
-    if chunk_size is None:
-        outputs = outputs_of_draws(apply_fn, posterior, stacked, inputs)
-    else:
-        outputs = over_draws(
-            lambda entry: check_outputs(apply_fn(draw(entry[0], posterior, entry[1]), inputs)),
-            stacked,
-            chunk_size,
-        )
-    coupled = influence(apply_fn, posterior, inputs, outputs[0])
-    return if_independent(outputs, coupled), coupled
+    coupled = influence(apply_fn, posterior, inputs)
+
+    def one(entry: Any) -> Array:
+        made = chunk_size is None
+        params = fill(entry, posterior.mean) if made else draw(entry[0], posterior, entry[1])
+        return if_independent(check_outputs(apply_fn(params, inputs)), coupled)
+
+    return over_draws(one, stacked, chunk_size), coupled
 
 
 def outputs_of_draws(

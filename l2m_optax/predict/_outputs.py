@@ -57,20 +57,25 @@ def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     return _relative_change(together, alone, together)
 
 
-def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, outputs: Array) -> Array:
+def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     """How far the first input's output moves when the other inputs of a small batch are replaced.
 
     What is computed a batch at a time needs no more: a network may well treat the places of a batch
     differently, as dropout with a fixed key does. Where there is nothing to compare, the answer is
-    0: a single input, inputs without an axis of examples in common with `outputs`, and networks
+    0: a single input, inputs or outputs without a common axis of examples, and networks
     that take no other number of examples than they got.
     """
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
-    if sizes != {outputs.shape[:1]} or sizes <= {(), (0,), (1,)}:
+    if len(sizes) != 1 or sizes <= {(), (0,), (1,)}:
         return jnp.zeros(())
     try:
-        both = jax.vmap(lambda x: apply_fn(posterior.mean, x))(_with_others_replaced(inputs))
-    except Exception:  # whatever a network raises that takes one number of examples only
+        both = jax.vmap(lambda x: check_outputs(apply_fn(posterior.mean, x)))(
+            _with_others_replaced(inputs)
+        )
+    except Exception:  # of a network that takes one number of examples only, or of its outputs
+        return jnp.zeros(())
+    few = min(_FEW, len(jax.tree.leaves(inputs)[0]))
+    if both.shape[1:2] != (few,):
         return jnp.zeros(())
     return _relative_change(both[0, 0], both[1, 0], both[0])
 
