@@ -12,6 +12,7 @@ from l2m_optax.posterior._drawing import deviations, draws
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._draws import monte_carlo, outputs_of_draws
 from l2m_optax.predict._linearized import output_deviations, outputs_of_deviations
+from l2m_optax.predict._outputs import if_independent, influence
 
 KindName: TypeAlias = Literal["linearized", "monte_carlo"]
 AtTemperature: TypeAlias = Callable[[Array], Array]
@@ -59,6 +60,7 @@ def _linearized_at(
     outputs, moves = output_deviations(
         key, apply_fn, unit, inputs, num_samples, chunk_size, antithetic=True
     )
+    moves = if_independent(moves, influence(apply_fn, unit, inputs))
     return lambda log_temperature: outputs + jnp.exp(0.5 * log_temperature) * moves
 
 

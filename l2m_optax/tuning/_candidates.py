@@ -64,7 +64,7 @@ def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Boun
 
     points = _POINTS[len(limits)]
     axes = _axes(posterior, limits, points)
-    if problem.objective.kind == "closed_form":
+    if problem.objective.smooth:
         best = zoom(losses, axes, rounds=1)
         descent = newton(derivatives, best.point, spacing(axes), ends(axes))
         return descent._replace(evaluations=best.evaluations + descent.evaluations)

@@ -14,6 +14,7 @@ from l2m_optax._support.checks import check_batched, check_hashable, complaint, 
 from l2m_optax._support.loaders import as_arrays, batches
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._outputs import check_independent, influence
 from l2m_optax.tuning._targets import are_labels, are_one_hot, check_targets, shape_of_outputs
 
 
@@ -28,7 +29,8 @@ class Dataset:
       output_shape: of the outputs for one input.
 
     Raises:
-      ValueError: if there are no data, they do not fit the outputs, or can be read only once.
+      ValueError: if there are no data, they do not fit the outputs, they can be read only once, or
+        one example's outputs depend on others.
       TypeError: if a loader does not yield pairs.
       FloatingPointError: if the outputs of the trained parameters hold NaN.
     """
@@ -52,6 +54,8 @@ class Dataset:
             outputs = shape_of_outputs(apply_fn, posterior.mean, x)
             self.size += check_targets(outputs, y, likelihood)
             check_numbers(apply_fn, posterior, x, self.examples)
+            if self.examples == 0:
+                check_independent(_influence(apply_fn, posterior, x))
             self.examples += outputs.shape[0]
             self.output_shape = outputs.shape[1:]
             labels.add(are_labels(y))
@@ -129,6 +133,9 @@ def check_numbers(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, offse
         raise FloatingPointError(
             complaint("apply_fn(posterior.mean, inputs)", "numbers", got, remedy)
         )
+
+
+_influence = jax.jit(influence, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_batched, check_count, complaint
+from l2m_optax._support.chunks import side_by_side
 from l2m_optax._support.search import Minimum, rounds_for, zoom
 from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
@@ -33,8 +34,6 @@ _FOLDS = 5
 _NUM_SAMPLES = 32
 _BOUNDS = (1e-5, 1e3)
 _POINTS = 17
-_ENTRIES = 2**23
-"""How many entries of tangents may exist at a time, unless `chunk_size` says otherwise."""
 
 
 def fit_temperature(
@@ -248,6 +247,6 @@ def joint_covariance(
     if chunk_size is None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(mean))
         activations = len(outputs) * jacobian_of(apply_fn, posterior, inputs).entries
-        chunk_size = max(1, min(outputs.size, _ENTRIES // (parameters + activations)))
+        chunk_size = side_by_side(parameters + activations, outputs.size)
     columns = jax.lax.map(column, jnp.arange(outputs.size), batch_size=chunk_size)
     return columns.reshape(outputs.shape + outputs.shape)

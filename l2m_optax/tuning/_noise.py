@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.trees import statistics_dtype
@@ -101,13 +102,14 @@ def _check_regression(data: Dataset) -> None:
 
 def _check_all(posterior: Posterior, data: Dataset) -> None:
     """Refuse a part of the training data; examples may have been counted as rows or as steps."""
-    number = getattr(posterior, "num_data", None)
+    number: Any = posterior.num_data
     if number is None or not is_concrete(number):
         return
-    steps = data.examples * math.prod(data.output_shape[:-1])
-    if int(number) not in (data.examples, steps):
+    counts = data.examples, data.examples * math.prod(data.output_shape[:-1])
+    counted = np.asarray(number, np.float64)[..., None]  # one for each member of an ensemble
+    if not np.all(np.any(np.isclose(counted, counts, rtol=1e-6), axis=-1)):
         remedy = "pass all training data, as a loader if they are many"
-        expected = f"the {int(number)} examples of laplace's num_data"
+        expected = f"the {counted.flat[0]:.0f} examples of laplace's num_data"
         raise ValueError(complaint("inputs", expected, str(data.examples), remedy))
 
 

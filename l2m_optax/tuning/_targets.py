@@ -11,20 +11,17 @@ import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
+from l2m_optax.predict._outputs import check_outputs
 
 
 def shape_of_outputs(apply_fn: ApplyFn, params: PyTree, inputs: PyTree) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the outputs.
 
     Raises:
-      TypeError: if they are no single array.
+      TypeError: if they are not one array of real numbers.
     """
-    outputs = jax.eval_shape(apply_fn, params, inputs)
-    if not isinstance(outputs, jax.ShapeDtypeStruct):
-        remedy = "return the outputs alone: lambda params, x: model.apply(params, x)[0]"
-        got = f"a {type(outputs).__name__}"
-        raise TypeError(complaint("apply_fn", "one array of outputs", got, remedy))
-    return outputs
+    outputs: Any = jax.eval_shape(apply_fn, params, inputs)
+    return check_outputs(outputs)  # type: ignore[return-value]  # the shapes it was given
 
 
 def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = None) -> int:

@@ -388,3 +388,17 @@ def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
 def test_unknown_names_are_refused(posterior, kwargs, message):
     with pytest.raises(ValueError, match=message):
         l2m.tune(network, posterior, X, Y, **kwargs)
+
+
+def test_coupled_examples_are_refused_and_not_tuned_under_jit(posterior, labelled):
+    inputs, labels = labelled
+
+    def normalised(params, x):
+        outputs = network(params, x)
+        return (outputs - outputs.mean(0)) / outputs.std(0)
+
+    with pytest.raises(ValueError, match="depend on that example only"):
+        l2m.tune(normalised, posterior, inputs, labels)
+    fit = jax.jit(lambda p: l2m.tune(normalised, p, inputs, labels, num_samples=2))(posterior)
+    assert not bool(fit.info.converged)
+    np.testing.assert_array_equal(fit.posterior.temperature, posterior.temperature)
