@@ -23,8 +23,7 @@
 # posterior, and one more a prediction:
 #
 # ```python
-# moment = l2m.second_moment(opt_state, params, tx=tx)
-# posterior = l2m.laplace(params, moment, num_data=5_000, batch_size=128)
+# posterior = l2m.laplace(params, opt_state, tx=tx, num_data=5_000, batch_size=128)
 # posterior, fit = l2m.fit_prior_precision(l2m.restrict(posterior, "Dense_2"))
 #
 # p = l2m.classification(l2m.linearized(key, model.apply, posterior, x, num_samples=64))
@@ -227,8 +226,9 @@ with tqdm(total=len(SEEDS) * MEMBERS * images.epochs, desc="images, epochs") as 
 # %%
 def posterior_of(params, opt_state) -> l2m.posterior.Posterior:
     """The posterior over all layers; `tx` tells the decay that `nu` was averaged with."""
-    moment = l2m.second_moment(opt_state, params, tx=images.tx)
-    return l2m.laplace(params, moment, num_data=len(x_train), batch_size=images.batch_size)
+    return l2m.laplace(
+        params, opt_state, tx=images.tx, num_data=len(x_train), batch_size=images.batch_size
+    )
 
 
 def last_layer_of(params, opt_state) -> l2m.posterior.Posterior:
@@ -336,9 +336,13 @@ def squared_error(outputs, y):
 
 def gaussian_posterior(task: Task, trained: Trained, x, y) -> l2m.posterior.Posterior:
     params = trained.params
-    moment = l2m.second_moment(trained.opt_state, params, tx=task.tx)
     posterior = l2m.laplace(
-        params, moment, num_data=len(x), batch_size=task.batch_size, loss_scale=2.0
+        params,
+        trained.opt_state,
+        tx=task.tx,
+        num_data=len(x),
+        batch_size=task.batch_size,
+        loss_scale=2.0,
     )
     return l2m.fit_noise_variance(task.model.apply, posterior, x, y).posterior
 

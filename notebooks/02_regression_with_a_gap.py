@@ -118,8 +118,9 @@ def timed(name, predict):
 
 
 def with_l2m():
-    moment = l2m.second_moment(opt_state, params, tx=tx)
-    posterior = l2m.laplace(params, moment, num_data=len(x), batch_size=BATCH, loss_scale=2.0)
+    posterior = l2m.laplace(
+        params, opt_state, tx=tx, num_data=len(x), batch_size=BATCH, loss_scale=2.0
+    )
     posterior, _ = l2m.fit_noise_variance(network, posterior, x, y)
     return posterior, l2m.predict.linearized_regression(network, posterior, line)
 

@@ -85,8 +85,7 @@ params, opt_state = train(jax.random.key(0))
 # validation examples ask for; and five networks for comparison.
 
 # %%
-moment = l2m.second_moment(opt_state, params, tx=tx)
-whole = l2m.laplace(params, moment, num_data=TRAIN, batch_size=BATCH)
+whole = l2m.laplace(params, opt_state, tx=tx, num_data=TRAIN, batch_size=BATCH)
 last, _ = l2m.fit_prior_precision(l2m.restrict(whole, "layers_4"))
 
 whole, _ = l2m.fit_prior_precision(whole)

@@ -114,8 +114,7 @@ for _ in range(STEPS * BATCH // len(x)):
 # Nothing is gathered: its arrays are the optimizer's. Draws are made on the device that keeps them.
 
 # %%
-moment = l2m.second_moment(opt_state, params, tx=tx)
-posterior = l2m.laplace(params, moment, num_data=len(x), batch_size=BATCH)
+posterior = l2m.laplace(params, opt_state, tx=tx, num_data=len(x), batch_size=BATCH)
 posterior, fit = l2m.fit_prior_precision(l2m.restrict(posterior, "head"))
 draws = l2m.sample(jax.random.key(1), posterior, 4)
 

@@ -110,7 +110,7 @@ def _flat_normals(keys: Array, index: Array, size: int, dtype: jnp.dtype) -> Arr
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _of_flat(of_normals: OfNormals, normals: Array, leaf: Posterior, num_samples: int) -> Array:
-    shaped = normals.reshape(-1, *jnp.shape(leaf.mean))
+    shaped = normals.reshape(len(normals), *jnp.shape(leaf.mean))
     return of_normals(_mirrored(shaped, num_samples), leaf)
 
 

@@ -125,7 +125,8 @@ def fit_temperature(
     best, verdict, coupled = _fit(unit, trained, apply_fn, inputs, labels, num_data, chunk_size)
     check_independent(coupled)
     _warn(best, verdict)
-    value = temperature_after(verdict, best.point[0], posterior.temperature)
+    (log_temperature,) = best.point
+    value = temperature_after(verdict, log_temperature, posterior.temperature)
     edge = best.low[0] | best.high[0] | verdict.mode | verdict.lost
     steps = jnp.asarray(best.evaluations, jnp.int32)
     return Fit(posterior._replace(temperature=value), FitInfo(value, steps, ~edge, edge))
