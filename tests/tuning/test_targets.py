@@ -102,9 +102,7 @@ def test_a_likelihood_that_broadcasts_its_targets_is_refused(posterior):
 
 
 def test_several_outputs_are_refused(posterior):
-    with pytest.raises(
-        TypeError, match="expected one array of real outputs, got a tuple"
-    ):
+    with pytest.raises(TypeError, match="expected one array of real outputs, got a tuple"):
         l2m.tune(lambda p, x: (network(p, x), x), posterior, X, LABELS)
 
 
