@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import math
 
+from l2m_optax._support.checks import check_count
+
 ENTRIES = 2**23
 """How many numbers may exist at a time: 32 MiB of float32."""
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Refuse what is no number of things side by side; `None` leaves the choice to us.
+
+    Raises:
+      TypeError: if it is no integer.
+      ValueError: if it is below 1.
+    """
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
 
 
 def side_by_side(entries: int, number: int, times: int = 1) -> int:

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from l2m_optax._support.checks import (
     check_batched,
-    check_count,
     check_floating,
     check_hashable,
     complaint,
 )
-from l2m_optax._support.chunks import equal_parts
+from l2m_optax._support.chunks import check_chunk_size, equal_parts
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.jacobians._factors import Uses, factors, run_perturbed, weights
@@ -94,8 +93,7 @@ def second_moment_of_examples(
     check_hashable("loss_fn", loss_fn)
     check_floating(params)
     check_batched(batch, "batch")
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
     loss, gradient, squares = _moments(loss_fn, params, batch, chunk_size)
     return ExampleMoments(loss, gradient, squares, len(jax.tree.leaves(batch)[0]))
 

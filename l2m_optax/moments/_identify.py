@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.types import PyTree
-from l2m_optax.moments._identification.memory import Memory, key_of
-from l2m_optax.moments._identification.probe import enable_x64, gradient_tree
+from l2m_optax.moments._identification.memory import Memory
+from l2m_optax.moments._identification.probe import enable_x64
 from l2m_optax.moments._identification.real_shapes import moments_of
+from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._identification.verdict import Identification
 
 _VERDICTS: Memory[Identification] = Memory(64)
@@ -63,16 +64,13 @@ def identify(tx: Any, params: PyTree) -> Identification:
       >>> moment.path, moment.kind, round(moment.decay, 6), moment.count
       ("[0].nu['w']", 'mean', 0.95, '[0].count')
     """
-    key = key_of(tx, params)
-    known = None if key is None else _VERDICTS.get(key)
-    if known is not None:
-        return known
+    return _VERDICTS.verdict(tx, params, _in_a_thread)
+
+
+def _in_a_thread(tx: Any, params: PyTree) -> Identification:
     # JAX keeps per thread what it traces: in a new one the probe runs on numbers, inside jit too.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        found = thread.submit(_identify, tx, params).result()
-    if key is not None:
-        _VERDICTS.put(key, found)
-    return found
+        return thread.submit(_identify, tx, params).result()
 
 
 def _identify(tx: Any, params: PyTree) -> Identification:

@@ -15,7 +15,7 @@ import optax
 
 from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._identification.probe import gradient_tree
+from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._layouts import Found, find, with_told_decay
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,

@@ -15,13 +15,15 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import PyTree
-from l2m_optax.moments._identification.probe import extended, gradient_tree
+from l2m_optax.moments._identification.memory import Memory
+from l2m_optax.moments._identification.trace import extended, gradient_tree
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._identify import identify
 from l2m_optax.moments._layouts import says_itself, several
 
 _OUT_OF_SIGHT = (1,) * 8
 """Axes that no parameter has: an array behind them is taken for nobody's moment."""
+_VERDICTS: Memory[Identification] = Memory(64)
 
 
 def identify_told(tx: Any, params: PyTree) -> Identification:
@@ -30,6 +32,10 @@ def identify_told(tx: Any, params: PyTree) -> Identification:
     Raises:
       TypeError: as `identify`; and if the state says that it holds more than one.
     """
+    return _VERDICTS.verdict(tx, params, _identify_told)
+
+
+def _identify_told(tx: Any, params: PyTree) -> Identification:
     told, covered = _told(tx, params)
     if not told:
         return identify(tx, params)

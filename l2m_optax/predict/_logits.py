@@ -68,6 +68,11 @@ def _check_not_negative(name: str, variance: ArrayLike) -> None:
 
 
 def check_above_zero(variance: ArrayLike) -> None:
+    """Refuse a variance of 0; traced ones pass.
+
+    Raises:
+      ValueError: if there is one.
+    """
     if is_concrete(variance) and np.any(np.asarray(variance) == 0):
         remedy = "a logit without variance has an infinite concentration; use mean_field"
         raise ValueError(complaint("variance", "positive variances", "a zero", remedy))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from l2m_optax._support.checks import check_count, check_hashable, complaint
+from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._kinds import KINDS, KindName
@@ -118,8 +119,7 @@ def make_predictive(
     check_hashable("apply_fn", apply_fn)
     check_hashable("summary", summary)
     check_count("num_samples", num_samples)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
     if kind not in KINDS:
         expected, remedy = f"one of {', '.join(KINDS)}", "pass one of these names"
         raise ValueError(complaint("kind", expected, repr(kind), remedy))

@@ -12,12 +12,11 @@ import numpy as np
 
 from l2m_optax._support.checks import (
     check_batched,
-    check_count,
     check_hashable,
     complaint,
     is_concrete,
 )
-from l2m_optax._support.chunks import equal_parts, side_by_side
+from l2m_optax._support.chunks import check_chunk_size, equal_parts, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._jacobian import at, explained, jacobian_of
@@ -145,8 +144,7 @@ def _over_inputs(
 ) -> Array:
     check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
     if outputs is not None and not jnp.issubdtype(jnp.result_type(outputs), jnp.integer):
         remedy = "pass indices, such as those of jax.lax.top_k"
         raise TypeError(complaint("outputs", "integers", str(jnp.result_type(outputs)), remedy))

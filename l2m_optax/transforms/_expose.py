@@ -11,7 +11,7 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.moments._identification.probe import extended
+from l2m_optax.moments._identification.trace import extended
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._layouts import with_told_decay
 from l2m_optax.moments._moment import SecondMoment, debiased

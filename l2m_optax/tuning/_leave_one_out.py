@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_batched, check_count, complaint
-from l2m_optax._support.chunks import side_by_side
+from l2m_optax._support.chunks import check_chunk_size, side_by_side
 from l2m_optax._support.search import Minimum, rounds_for, zoom
 from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
@@ -116,8 +116,7 @@ def fit_temperature(
     number = len(jax.tree.leaves(inputs)[0])
     check_count("examples in inputs", number, 2 * _FOLDS)
     check_count("num_data", num_data, number)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
     labels = _check_labels(shape_of_outputs(apply_fn, posterior.mean, inputs), labels)
     trained = posterior if trained is None else trained
     align(trained.mean, posterior.mean, "trained.mean")

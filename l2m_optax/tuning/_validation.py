@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_count, check_positive
+from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.search import Minimum
 from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
@@ -103,8 +104,7 @@ def tune(
     """
     check_call(apply_fn, posterior)
     check_count("num_samples", num_samples)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+    check_chunk_size(chunk_size)
     names = names_of(over)
     limits = limits_of(names, bounds)
     if "temperature" not in names:

@@ -240,3 +240,21 @@ def test_diagnose_knows_the_window_of_a_tracked_moment():
     chain = optax.chain(tx, optax.adam(1e-3))
     posterior = l2m.laplace(PARAMS, state, tx=chain, num_data=1000, batch_size=10)
     assert any("of the 1999 updates" in text for text in l2m.diagnose(posterior).warnings())
+
+
+def test_a_chain_that_tracks_is_run_once():
+    runs = []
+
+    def update(updates, state, params=None):
+        runs.append(1)
+        return updates, state
+
+    counted = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    tx = optax.chain(l2m.track_second_moment(0.9), counted, optax.adam(1e-3))
+    params = {"w": jnp.ones((3, 2))}
+    _, state = tx.update({"w": jnp.full((3, 2), 2.0)}, tx.init(params), params)
+    first = l2m.second_moment(state, params, tx=tx)
+    number = len(runs)
+    again = l2m.second_moment(state, params, tx=tx)
+    assert len(runs) == number
+    assert again.decay == first.decay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,16 @@ class Memory(Generic[_T]):
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, Lock()
         self._values: OrderedDict[Hashable, _T] = OrderedDict()
+
+    def verdict(self, tx: Any, params: PyTree, judge: Callable[[Any, PyTree], _T]) -> _T:
+        """What `judge` says of `tx` on such parameters; it is asked only if that is not known."""
+        key = key_of(tx, params)
+        known = None if key is None else self.get(key)
+        if known is None:
+            known = judge(tx, params)
+            if key is not None:
+                self.put(key, known)
+        return known
 
     def get(self, key: Hashable) -> _T | None:
         """The value of a key, or `None` if it is not there any more."""

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax.moments._identification.trace import Program
-from l2m_optax.moments._identification.trace import extended as extended
-from l2m_optax.moments._identification.trace import gradient_tree as gradient_tree
 
 # Until 0.8 it was in jax.experimental.
 enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
