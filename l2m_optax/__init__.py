@@ -26,9 +26,11 @@ from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import variance
 from l2m_optax.posterior._sampling import log_prob, sample
 from l2m_optax.posterior._selection import release, restrict
+from l2m_optax.predict._classify import classify
 from l2m_optax.predict._dataset import predict_dataset
 from l2m_optax.predict._draws import monte_carlo
 from l2m_optax.predict._linearized import linearized
+from l2m_optax.predict._regress import regress
 from l2m_optax.predict._serving import make_predictive
 from l2m_optax.predict._summaries import classification, regression
 from l2m_optax.predict._variance import output_covariance, output_variance
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "classification",
+    "classify",
     "decisions",
     "diagnose",
     "expose_second_moment",
@@ -66,6 +69,7 @@ __all__ = [
     "posterior",
     "predict",
     "predict_dataset",
+    "regress",
     "regression",
     "release",
     "restrict",

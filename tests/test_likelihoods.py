@@ -70,9 +70,9 @@ def test_a_heteroscedastic_network_is_tuned_by_its_own_likelihood(posterior):
     assert loss(info.value) < min(loss(0.8 * info.value), loss(1.25 * info.value))
 
 
-def test_linearized_regression_is_what_many_draws_tend_to(posterior, inputs):
+def test_regress_is_what_many_draws_tend_to(posterior, inputs):
     posterior = posterior._replace(noise_variance=jnp.float32(0.3))
-    exact = l2m.predict.linearized_regression(network, posterior, inputs)
+    exact = l2m.regress(network, posterior, inputs)
     draws = l2m.linearized(jax.random.key(0), network, posterior, inputs, num_samples=20_000)
     sampled = l2m.regression(draws, 0.3)
     np.testing.assert_allclose(exact.mean, network(posterior.mean, inputs))

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_count
+from l2m_optax._support.types import PyTree
 
 ENTRIES = 2**23
 """How many numbers may exist at a time: 32 MiB of float32."""
@@ -36,3 +42,17 @@ def equal_parts(entries: int, number: int, times: int = 1) -> int:
     """As `side_by_side`, and no more than as few chunks need: their sizes are about the same."""
     most = side_by_side(entries, number, times)
     return math.ceil(number / math.ceil(number / most))
+
+
+def over_chunks(function: Callable[[PyTree], Any], inputs: PyTree, chunk_size: int) -> Any:
+    """`function` of so many rows of `inputs` at a time, and what is left; put together again."""
+    number = len(jax.tree.leaves(inputs)[0])
+    whole = number - number % chunk_size
+    if whole in (0, chunk_size) and whole in (0, number):
+        return function(inputs)
+    stacked = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
+    mapped = jax.lax.map(function, stacked)
+    parts = [jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), mapped)]
+    if whole < number:
+        parts.append(function(jax.tree.map(lambda x: x[whole:], inputs)))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

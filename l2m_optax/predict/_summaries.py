@@ -74,15 +74,24 @@ def classification(logit_samples: ArrayLike) -> Classification:
       Depeweg et al., Decomposition of uncertainty (2018); Houlsby et al., BALD (2011).
     """
     logits = _as_statistics(logit_samples, "logit_samples", "(S, ..., K)", 2)
+    probs, entropies = softmax_and_entropy(logits)
+    return split(jnp.mean(probs, axis=0), jnp.mean(entropies, axis=0))
+
+
+def softmax_and_entropy(logits: Array) -> tuple[Array, Array]:
+    """The probabilities of logits, shape (..., K), and their entropy, shape (...)."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
     sound = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
-    draws = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
-    probs = jnp.mean(draws, axis=0)
-    total = -jnp.sum(xlogy(probs, probs), axis=-1)
+    probs = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
     # exp underflows to 0 where log_probs is very negative, and 0 * -inf would be NaN.
-    entropies = -jnp.sum(jnp.where(draws == 0, 0.0, draws * log_probs), axis=-1)
-    aleatoric = jnp.minimum(jnp.mean(entropies, axis=0), total)
+    return probs, -jnp.sum(jnp.where(probs == 0, 0.0, probs * log_probs), axis=-1)
+
+
+def split(probs: Array, aleatoric: Array) -> Classification:
+    """The mean probabilities, and their entropy in two parts, of which one is known."""
+    total = -jnp.sum(xlogy(probs, probs), axis=-1)
+    aleatoric = jnp.minimum(aleatoric, total)
     return Classification(probs, total, aleatoric, total - aleatoric)
 
 
