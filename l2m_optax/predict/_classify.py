@@ -13,7 +13,7 @@ from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._drawing import deviations
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.predict._integral import MOST_LOGITS, integral, over_offsets
+from l2m_optax.predict._integral import has_exact_integral, integral, over_offsets
 from l2m_optax.predict._outputs import (
     check_independent,
     check_outputs,
@@ -73,7 +73,7 @@ def classify(
     check_batched(inputs)
     shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
     _check_classes(shape)
-    if len(shape) == 2 and shape[1] <= MOST_LOGITS:
+    if has_exact_integral(shape[1:]):
         covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
         predicted = _of_covariance(apply_fn, posterior, inputs, covariance)
     else:

@@ -31,6 +31,11 @@ MOST_LOGITS = _PAIRS
 """With more logits than pairs of points the points no longer span the space."""
 
 
+def has_exact_integral(shape: tuple[int, ...]) -> bool:
+    """Whether outputs of such a shape for one input are logits that `softmax_integral` takes."""
+    return len(shape) == 1 and shape[0] <= MOST_LOGITS
+
+
 def softmax_integral(mean: ArrayLike, covariance: ArrayLike) -> Classification:
     r"""The predictive of logits $z \sim N(\mu, C)$: $\overline{\mathrm{softmax}(z)}$ and its parts.
 
@@ -77,6 +82,14 @@ def integral(mean: Array, covariance: Array) -> Classification:
     return over_offsets(mean, lambda point: root @ point, points)
 
 
+def offsets(covariance: Array) -> Array:
+    """All points of the Gaussian around 0, mirror images included, shape (256, ..., K)."""
+    half = jnp.einsum(
+        "...kj,sj->s...k", _root(covariance), jnp.asarray(_points(covariance.shape[-1]), covariance.dtype)
+    )
+    return jnp.concatenate([half, -half])
+
+
 def over_offsets(mean: Array, offset_of: Callable[[Any], Array], points: PyTree) -> Classification:
     """The average of softmax(mean ± offset) over the offsets of S points, one at a time.
 
@@ -108,9 +121,10 @@ def _root(covariance: Array) -> Array:
     Scaled to a diagonal of 1, so that one number, a bound of the rounding, makes all of them
     positive definite.
     """
-    scale = jnp.sqrt(jnp.diagonal(covariance, axis1=-2, axis2=-1))[..., None]
-    number = covariance.shape[-1]
-    safe = jnp.where(scale > 0, scale, 1.0)
+    variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)[..., None]
+    number, positive = covariance.shape[-1], variance > 0
+    safe = jnp.sqrt(jnp.where(positive, variance, 1.0))  # a root of 0 has no derivative
+    scale = jnp.where(positive, safe, 0.0)
     correlation = covariance / safe / jnp.swapaxes(safe, -1, -2)
     jitter = _ROUNDING * number * jnp.finfo(covariance.dtype).eps
     return scale * jnp.linalg.cholesky(correlation + jitter * jnp.eye(number))

@@ -157,6 +157,6 @@ def test_the_bound_of_tokens_is_that_of_their_flattened_outputs(posterior, spoke
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-def test_tokens_have_no_closed_form(posterior, spoken):
-    with pytest.raises(ValueError, match=r"kind='closed_form'.*\(N, 2, 3\); pass kind='linear"):
-        l2m.tune(tokens, posterior, *spoken, kind="closed_form")
+def test_tokens_have_no_exact_covariance(posterior, spoken):
+    with pytest.raises(ValueError, match=r"kind='exact'.*\(N, 2, 3\); pass kind='linear"):
+        l2m.tune(tokens, posterior, *spoken, kind="exact")
