@@ -19,11 +19,11 @@ def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""$\log \mathrm{softmax}(z)_y$, for logits z and a label y.
 
     Args:
-      logits: z, shape (..., N, K).
-      labels: y, integers of shape (N,).
+      logits: z, shape (..., N, K), or (..., N, T, K) for T labels an example.
+      labels: y, integers of shape (N,), or (N, T): each is an observation.
 
     Returns:
-      Shape (..., N).
+      Shape (..., N), or (..., N, T).
 
     Example:
       >>> import jax.numpy as jnp

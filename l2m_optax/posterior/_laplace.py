@@ -66,7 +66,8 @@ def laplace(
       opt_state: the optimizer's state, or what `second_moment` made of it.
       tx: the optimizer, as in `second_moment`: any that it reads will do. A state that was tracked
         or exposed, and a `SecondMoment`, need none.
-      num_data: N, number of training examples.
+      num_data: N, number of training examples: of what the loss averages over. For a mean over
+        the tokens of n sequences of length T pass ``n*T``, and ``batch_size=B*T``.
       batch_size: B, examples behind one gradient, over all devices; or the sizes of an epoch's
         batches, ``[32] * 46 + [1]``, where they differ: 1/B is then their mean of 1/B. Where
         `optax.MultiSteps` averages k of them, and ``tx=`` is given or the optimizer is exposed,
