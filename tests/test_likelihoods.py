@@ -78,3 +78,25 @@ def test_regress_is_what_many_draws_tend_to(posterior, inputs):
     np.testing.assert_allclose(exact.mean, network(posterior.mean, inputs))
     np.testing.assert_allclose(exact.epistemic, sampled.epistemic, rtol=0.06)
     np.testing.assert_allclose(exact.total, exact.epistemic + 0.3, rtol=1e-6)
+
+
+BROADCAST = {
+    "row against a column": lambda y: likelihoods.gaussian(jnp.ones((5, 1)), y),
+    "row against columns of draws": lambda y: likelihoods.gaussian(jnp.ones((3, 5, 1)), y),
+    "column against a row": lambda y: likelihoods.gaussian(jnp.ones(5), y[:, None]),
+    "pairs": lambda y: likelihoods.heteroscedastic_gaussian(jnp.ones((5, 1, 2)), y),
+    "labels": lambda y: likelihoods.categorical(jnp.ones((5, 1, 3)), y.astype(int)),
+    "column of labels": lambda y: likelihoods.categorical(jnp.ones((5, 3)), y[:, None].astype(int)),
+}
+
+
+@pytest.mark.parametrize("case", BROADCAST)
+def test_targets_that_would_be_broadcast_are_refused(case):
+    with pytest.raises(ValueError, match=r"(targets|labels): expected shape \("):
+        BROADCAST[case](jnp.zeros(5))
+
+
+def test_axes_of_draws_are_not_broadcasting():
+    assert likelihoods.gaussian(jnp.ones((3, 2, 5, 1)), jnp.ones((5, 1))).shape == (3, 2, 5, 1)
+    labels = jnp.ones((5, 4), int)
+    assert likelihoods.categorical(jnp.ones((3, 5, 4, 2)), labels).shape == (3, 5, 4)
