@@ -44,15 +44,23 @@ def equal_parts(entries: int, number: int, times: int = 1) -> int:
     return math.ceil(number / math.ceil(number / most))
 
 
-def over_chunks(function: Callable[[PyTree], Any], inputs: PyTree, chunk_size: int) -> Any:
-    """`function` of so many rows of `inputs` at a time, and what is left; put together again."""
+def over_chunks(
+    function: Callable[[PyTree], Any], inputs: PyTree, chunk_size: int, axis: int = 0
+) -> Any:
+    """`function` of so many rows of `inputs` at a time, put together along an axis of its result."""
     number = len(jax.tree.leaves(inputs)[0])
     whole = number - number % chunk_size
-    if whole in (0, chunk_size) and whole in (0, number):
-        return function(inputs)
-    stacked = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
-    mapped = jax.lax.map(function, stacked)
-    parts = [jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), mapped)]
+    parts = []
+    if whole:
+        stacked = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
+        mapped = jax.lax.map(function, stacked)
+        parts.append(jax.tree.map(lambda x: _unstacked(x, axis), mapped))
     if whole < number:
         parts.append(function(jax.tree.map(lambda x: x[whole:], inputs)))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
+
+
+def _unstacked(x: jax.Array, axis: int) -> jax.Array:
+    """The leading axis of chunks joined with the axis of rows."""
+    moved = jnp.moveaxis(x, 0, axis)
+    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])

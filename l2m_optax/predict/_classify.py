@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_batched, check_hashable, complaint
 from l2m_optax._support.chunks import equal_parts, over_chunks
@@ -13,7 +16,7 @@ from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._drawing import deviations
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.predict._integral import has_exact_integral, integral, over_offsets
+from l2m_optax.predict._integral import has_exact_integral, offsets_and_points, over_offsets
 from l2m_optax.predict._outputs import (
     check_independent,
     check_outputs,
@@ -69,52 +72,81 @@ def classify(
       >>> p.probs.shape, p.epistemic.shape
       ((7, 2), (7,))
     """
+    predicted = at_temperatures(apply_fn, posterior, inputs, None, chunk_size)
+    check_rows(predicted.probs)
+    return predicted
+
+
+def at_temperatures(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    temperatures: Array | None,
+    chunk_size: int | None = None,
+) -> Classification:
+    """`classify` at the posterior's temperature, or at several, on a leading axis, for one price.
+
+    Several are multiples of the posterior's own: at a temperature of 1 they are what they say.
+    """
     check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
     _check_classes(shape)
     if has_exact_integral(shape[1:]):
         covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
-        predicted = _of_covariance(apply_fn, posterior, inputs, covariance)
-    else:
-        predicted = _of_draws(apply_fn, posterior, inputs, math.prod(shape[1:]), chunk_size)
-    check_rows(predicted.probs)
+        return _of_covariance(apply_fn, posterior, inputs, covariance, temperatures)
+    drawn = deviations(jax.random.key(0), posterior, _PAIRS)
+    chunk_size = chunk_size or equal_parts(math.prod(shape[1:]), shape[0])
+    predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, temperatures, chunk_size)
+    check_independent(coupled)
     return predicted
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _of_covariance(
-    apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, covariance: Array
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    covariance: Array,
+    temperatures: Array | None,
 ) -> Classification:
-    logits = apply_fn(posterior.mean, inputs)
-    return integral(logits.astype(covariance.dtype), covariance)
+    logits = apply_fn(posterior.mean, inputs).astype(covariance.dtype)
+    return _scaled(logits, *offsets_and_points(covariance), temperatures)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def _of_draws(
-    apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, size: int, chunk_size: int | None
-) -> Classification:
-    """Of as many logits as draws make cheaper than covariances; the draws are always the same."""
-    drawn = deviations(jax.random.key(0), posterior, _PAIRS)
-    number = len(jax.tree.leaves(inputs)[0])
-    chunk_size = chunk_size or equal_parts(size, number)
-    predicted, coupled = _of_deviations(apply_fn, posterior, inputs, drawn, chunk_size)
-    check_independent(coupled)
-    return predicted
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _of_deviations(
-    apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, drawn: PyTree, chunk_size: int
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    drawn: PyTree,
+    temperatures: Array | None,
+    chunk_size: int,
 ) -> tuple[Classification, Array]:
+    """Of as many logits as draws make cheaper than covariances; the draws are always the same."""
+
     def of_chunk(inputs: PyTree) -> Classification:
         logits, push = jax.linearize(
             lambda free: apply_fn(fill(free, posterior.mean), inputs), free_mean(posterior)
         )
-        return over_offsets(logits, push, drawn)
+        return _scaled(logits, push, drawn, temperatures)
 
     coupled = influence(apply_fn, posterior, inputs)
-    predicted = over_chunks(of_chunk, inputs, chunk_size)
+    axis = 0 if temperatures is None else 1
+    predicted = over_chunks(of_chunk, inputs, chunk_size, axis)
     return jax.tree.map(lambda x: if_independent(x, coupled), predicted), coupled
+
+
+def _scaled(
+    logits: Array, offset_of: Callable[[Any], Array], points: PyTree, temperatures: Array | None
+) -> Classification:
+    """The summary with offsets as they are, or times the root of each temperature."""
+    if temperatures is None:
+        return over_offsets(logits, offset_of, points)
+    # What does not depend on the temperature, the offset itself, is computed once for all.
+    return jax.vmap(
+        lambda root: over_offsets(logits, lambda point: root * offset_of(point), points)
+    )(jnp.sqrt(temperatures))
 
 
 def _check_classes(shape: tuple[int, ...]) -> None:

@@ -71,22 +71,25 @@ def softmax_integral(mean: ArrayLike, covariance: ArrayLike) -> Classification:
         raise ValueError(
             complaint("mean", f"at most {MOST_LOGITS} logits", str(classes[0]), remedy)
         )
-    return integral(*with_covariance(mean, covariance))
+    return _integral(*with_covariance(mean, covariance))
 
 
 @jax.jit
-def integral(mean: Array, covariance: Array) -> Classification:
-    """`softmax_integral` without its checks."""
+def _integral(mean: Array, covariance: Array) -> Classification:
+    return over_offsets(mean, *offsets_and_points(covariance))
+
+
+def offsets_and_points(covariance: Array) -> tuple[Callable[[Array], Array], Array]:
+    """For each of 128 points one offset of N(0, C); its mirror image is another."""
     root = _root(covariance)
-    points = jnp.asarray(_points(mean.shape[-1]), mean.dtype)
-    return over_offsets(mean, lambda point: root @ point, points)
+    points = jnp.asarray(_points(covariance.shape[-1]), covariance.dtype)
+    return lambda point: root @ point, points
 
 
 def offsets(covariance: Array) -> Array:
-    """All points of the Gaussian around 0, mirror images included, shape (256, ..., K)."""
-    half = jnp.einsum(
-        "...kj,sj->s...k", _root(covariance), jnp.asarray(_points(covariance.shape[-1]), covariance.dtype)
-    )
+    """All offsets, mirror images included, shape (256, ..., K)."""
+    offset_of, points = offsets_and_points(covariance)
+    half = jax.vmap(offset_of)(points)
     return jnp.concatenate([half, -half])
 
 

@@ -8,6 +8,7 @@ from helpers import moment_of, network, network_params
 from scipy import special
 
 import l2m_optax as l2m
+from l2m_optax.predict._classify import at_temperatures
 
 INPUTS = jax.random.normal(jax.random.key(5), (6, 4))
 
@@ -95,3 +96,14 @@ def test_nan_is_refused_and_named(predict, posterior):
 def test_networks_whose_examples_depend_on_each_other_are_refused(posterior):
     with pytest.raises(ValueError, match="depend on that example only"):
         l2m.classify(lambda p, x: tokens(p, x - x.mean(0)), posterior, INPUTS)
+
+
+@pytest.mark.parametrize("apply_fn", [network, tokens])
+def test_several_temperatures_are_each_its_own(apply_fn, posterior):
+    unit = posterior._replace(temperature=jnp.ones(()))
+    temperatures = jnp.array([0.0, 0.1, 0.3])
+    together = at_temperatures(apply_fn, unit, INPUTS, temperatures, chunk_size=4)
+    for i, temperature in enumerate(temperatures):
+        alone = l2m.classify(apply_fn, unit._replace(temperature=temperature), INPUTS)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_allclose(one[i], other, rtol=1e-4, atol=1e-5)
