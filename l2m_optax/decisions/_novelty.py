@@ -11,9 +11,8 @@ import numpy as np
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._linearized import linearized
+from l2m_optax.predict._classify import classify
 from l2m_optax.predict._outputs import check_outputs
-from l2m_optax.predict._summaries import Classification, classification
 from l2m_optax.tuning._data import check_call
 
 _FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"
@@ -35,8 +34,8 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     too wide for them. With the covariance $T (F + \delta)^{-1}$ the information of all inputs
     shrinks with T, and at T = 0 nothing is left of it. But an alarm is needed for inputs from
     *elsewhere*, of which validation data say nothing. Only the order of its scores counts, and
-    the order needs the posterior's own width. So T plays no part here: `tune` and `fit_temperature`
-    change the probabilities and leave the alarm as it is.
+    the order needs the posterior's own width. So T plays no part here: `fit` and `tune` change
+    the probabilities and leave the alarm as it is.
 
     Choose a threshold on held-out inputs of the usual kind, as a quantile of their scores.
 
@@ -70,14 +69,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     check_call(apply_fn, posterior)
     _check_classifier(jax.eval_shape(apply_fn, posterior.mean, inputs), posterior)
     at_one = posterior._replace(temperature=jnp.ones_like(posterior.temperature))
-    return _classify(apply_fn, at_one, inputs).epistemic
-
-
-def _classify(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Classification:
-    draws = linearized(
-        jax.random.key(0), apply_fn, posterior, inputs, num_samples=512, antithetic=True
-    )
-    return classification(draws)
+    return classify(apply_fn, at_one, inputs).epistemic
 
 
 def _check_classifier(outputs: Any, posterior: Posterior) -> None:
