@@ -29,6 +29,7 @@ from l2m_optax.posterior._selection import release, restrict
 from l2m_optax.predict._classify import classify
 from l2m_optax.predict._dataset import predict_dataset
 from l2m_optax.predict._draws import monte_carlo
+from l2m_optax.predict._last_layer import last_layer
 from l2m_optax.predict._linearized import linearized
 from l2m_optax.predict._regress import regress
 from l2m_optax.predict._serving import make_predictive
@@ -56,6 +57,7 @@ __all__ = [
     "identify",
     "jacobians",
     "laplace",
+    "last_layer",
     "likelihoods",
     "linearized",
     "log_prob",
