@@ -7,6 +7,7 @@ The names of the first day are here. What they are made of is in the submodules:
 from l2m_optax import (
     checkpoint,
     decisions,
+    fitting,
     jacobians,
     likelihoods,
     metrics,
@@ -18,6 +19,7 @@ from l2m_optax import (
     tuning,
 )
 from l2m_optax._version import __version__
+from l2m_optax.fitting._fit import fit
 from l2m_optax.moments._identify import identify
 from l2m_optax.moments._moment import SecondMoment
 from l2m_optax.moments._second_moment import second_moment
@@ -51,9 +53,11 @@ __all__ = [
     "decisions",
     "diagnose",
     "expose_second_moment",
+    "fit",
     "fit_noise_variance",
     "fit_prior_precision",
     "fit_temperature",
+    "fitting",
     "identify",
     "jacobians",
     "laplace",

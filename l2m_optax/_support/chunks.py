@@ -47,7 +47,7 @@ def equal_parts(entries: int, number: int, times: int = 1) -> int:
 def over_chunks(
     function: Callable[[PyTree], Any], inputs: PyTree, chunk_size: int, axis: int = 0
 ) -> Any:
-    """`function` of so many rows of `inputs` at a time, put together along an axis of its result."""
+    """`function` of so many rows of `inputs` at a time, joined along an axis of its result."""
     number = len(jax.tree.leaves(inputs)[0])
     whole = number - number % chunk_size
     parts = []

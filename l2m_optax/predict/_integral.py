@@ -129,7 +129,7 @@ def _root(covariance: Array) -> Array:
     safe = jnp.sqrt(jnp.where(positive, variance, 1.0))  # a root of 0 has no derivative
     scale = jnp.where(positive, safe, 0.0)
     correlation = covariance / safe / jnp.swapaxes(safe, -1, -2)
-    jitter = _ROUNDING * number * jnp.finfo(covariance.dtype).eps
+    jitter = _ROUNDING * number * np.finfo(covariance.dtype).eps
     return scale * jnp.linalg.cholesky(correlation + jitter * jnp.eye(number))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.chunks import equal_parts
 from l2m_optax._support.search import Minimum, rounds_for, zoom
+from l2m_optax._support.trees import rows
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._classify import at_temperatures
@@ -71,10 +72,8 @@ def calibrate_temperature(
     _check_labels(data)
     unit, y = posterior._replace(temperature=jnp.ones(())), jnp.asarray(labels)
     size = equal_parts(len(_TEMPERATURES) * math.prod(data.output_shape), data.examples)
-    losses = sum(
-        _losses(apply_fn, unit, jax.tree.map(lambda x: x[i : i + size], inputs), y[i : i + size])
-        for i in range(0, data.examples, size)
-    )
+    parts = [slice(i, i + size) for i in range(0, data.examples, size)]
+    losses = sum(_losses(apply_fn, unit, rows(inputs, part), y[part]) for part in parts)
     best = jnp.argmin(losses)
     temperature = jnp.asarray(_TEMPERATURES)[best]
     edge = (best == 0) | (best == len(_TEMPERATURES) - 1)
@@ -90,7 +89,7 @@ def _losses(apply_fn: ApplyFn, unit: Posterior, inputs: PyTree, labels: Array) -
     index = jnp.broadcast_to(labels, probs.shape[:-1])[..., None]
     of_label = jnp.take_along_axis(probs, index, axis=-1)
     # The least normal number stands for what underflowed: one input must not decide.
-    logs = jnp.log(jnp.maximum(of_label, jnp.finfo(probs.dtype).tiny))
+    logs = jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
     return -jnp.sum(logs.reshape(len(_TEMPERATURES), -1), axis=1)
 
 

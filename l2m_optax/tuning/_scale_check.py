@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,7 @@ from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTr
 from l2m_optax.jacobians._examples import second_moment_of_examples
 from l2m_optax.likelihoods import categorical, gaussian
 from l2m_optax.posterior._posterior import Posterior, data_precision, free_mean
-from l2m_optax.tuning._data import check_call
-from l2m_optax.tuning._targets import check_targets, shape_of_outputs
+from l2m_optax.tuning._data import Dataset, check_call
 
 _INTERPOLATED = 0.1
 """Below this share of the true Fisher the empirical one says how well the data are fitted."""
@@ -69,7 +69,8 @@ def check_scale(
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
-      posterior: a `Posterior` that knows its `num_data`.
+      posterior: a `Posterior` that knows its `num_data`, the number of its observations: of tokens
+        where each has a label.
       inputs: those of some hundred *training* examples, drawn at random.
       targets: their targets, as in `tune`.
       likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`, of which the true
@@ -103,19 +104,29 @@ def check_scale(
     if posterior.num_data is None:
         remedy = "make the posterior with laplace(..., num_data=...)"
         raise ValueError(complaint("posterior.num_data", "a number", "None", remedy))
-    y = jnp.asarray(targets)
-    outputs = shape_of_outputs(apply_fn, posterior.mean, inputs)
     named = likelihood_named(likelihood)
-    number = check_targets(outputs, y, None if isinstance(named, str) else named)
-    directions = _directions(apply_fn, named, posterior, inputs, y)
-    sums = [_squares(apply_fn, posterior, inputs, v) for v in directions]
-    empirical, true = [jnp.asarray(posterior.num_data) * s / number for s in sums]
-    return ScaleCheck(total(data_precision(posterior)), empirical, true, len(y))
+    own = None if isinstance(named, str) else named
+    data = Dataset(apply_fn, posterior, inputs, targets, own)
+    _check_kind(named, data)
+    directions = _directions(apply_fn, named, posterior, inputs, jnp.asarray(targets))
+    scale = jnp.asarray(posterior.num_data) / (data.examples * math.prod(data.output_shape[:-1]))
+    empirical, true = [scale * _squares(apply_fn, posterior, inputs, v) for v in directions]
+    return ScaleCheck(total(data_precision(posterior)), empirical, true, data.examples)
 
 
 def rescale(posterior: Posterior, ratio: ArrayLike) -> Posterior:
     """The posterior with F divided by a number, such as the `ratio` of a `ScaleCheck`."""
     return posterior._replace(data_scale=posterior.data_scale / ratio)
+
+
+def _check_kind(likelihood: str | Likelihood, data: Dataset) -> None:
+    """Refuse class numbers as real numbers, and the reverse."""
+    kinds = {"categorical": "class numbers", "gaussian": "real numbers"}
+    got = kinds["categorical" if data.labels else "gaussian"]
+    if isinstance(likelihood, str) and kinds[likelihood] != got:
+        remedy = "pass the other likelihood, or targets of the other dtype"
+        expected = f"{kinds[likelihood]} for likelihood={likelihood!r}"
+        raise ValueError(complaint("targets", expected, got, remedy))
 
 
 def likelihood_named(likelihood: str | Likelihood) -> str | Likelihood:
@@ -179,7 +190,7 @@ def _signs(like: Array) -> Array:
 
 
 class _Along(NamedTuple):
-    """One example's outputs times a direction: its gradient is $J^\\top v$."""
+    """One example's outputs times a direction v: its gradient is Jᵀv."""
 
     apply_fn: ApplyFn
 
@@ -190,7 +201,7 @@ class _Along(NamedTuple):
 
 
 def _squares(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, directions: Array) -> Array:
-    """The sum of all squared entries of $J^\\top v$ over the free leaves and the examples."""
+    """The sum of all squared entries of Jᵀv over the free leaves and the examples."""
     along: Any = _Along(apply_fn)
     found = second_moment_of_examples(along, posterior.mean, (inputs, directions))
     return total(free(found.sum_of_squares, free_mean(posterior)))

@@ -62,8 +62,8 @@ def tune(
         $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
       kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
         ``"exact"`` uses exact covariances, with the points of `classify` for one label an
-        input, and at most 128 classes. Real targets with their default likelihood need no draws for ``"linearized"`` either, so the two
-        are one.
+        input and at most 128 classes. Real targets with their default likelihood need no draws for
+        ``"linearized"`` either, so the two are one.
       likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,
         outputs with an axis of draws in front, such as `likelihoods.heteroscedastic_gaussian`;
         hashable. By default what `targets` says.

@@ -66,7 +66,7 @@ def test_numbers_have_the_noise_of_the_residuals(posterior):
     # One output: no cross terms of several observations.
     one = NUMBERS.at[:, 1:].set(network(posterior.mean, X)[:, 1:])
     check = l2m.tuning.check_scale(network, posterior, X, one, likelihood="gaussian")
-    expected = 600 / 180 * per_example(posterior.mean, loss, one)
+    expected = 600 / 60 * per_example(posterior.mean, loss, one)
     np.testing.assert_allclose(check.empirical, expected, rtol=1e-4)
     wide = posterior._replace(noise_variance=jnp.asarray(2.0))
     again = l2m.tuning.check_scale(network, wide, X, one, likelihood="gaussian")
