@@ -213,9 +213,18 @@ def test_one_array():
     assert l2m.last_layer(lambda w, x: x @ w, MLP["a"], X) is True
 
 
-@pytest.mark.parametrize(
-    "end", [jax.nn.softmax, jax.nn.log_softmax, jnp.tanh, jax.nn.relu, jnp.exp]
-)
+def soft_cap(z):
+    return 30.0 * jnp.tanh(z / 30.0)
+
+
+def clip(z):
+    return jnp.clip(z, -50.0, 50.0)
+
+
+ENDS = [jax.nn.softmax, jax.nn.log_softmax, jax.nn.sigmoid, jnp.tanh, jax.nn.relu, soft_cap, clip]
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_networks_that_end_otherwise_are_refused(end):
     with pytest.raises(ValueError, match=r"apply_fn: expected outputs.*return the logits"):
         l2m.last_layer(lambda p, x: end(mlp(p, x)), MLP, X)
