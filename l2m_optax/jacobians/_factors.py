@@ -18,6 +18,7 @@ from typing import Any
 
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array
+from l2m_optax.jacobians._pooling import is_pooling, largest_of_windows
 from l2m_optax.jacobians._program import JaxprEqn, Program, bind
 from l2m_optax.jacobians._reach import Reach
 from l2m_optax.jacobians._uses import FullGradient, SingleUse
@@ -42,7 +43,8 @@ def run_perturbed(
     operands: dict[int, Sequence[Any]] = {}
 
     def bind_perturbed(equation: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-        outputs = bind(equation, values)
+        pooled = is_pooling(equation)
+        outputs = [largest_of_windows(equation, *values)] if pooled else bind(equation, values)
         if id(equation) in taken:
             operands[id(equation)] = values
         for use, perturbation in zip(uses, perturbations, strict=True):

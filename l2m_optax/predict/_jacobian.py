@@ -34,6 +34,11 @@ class Jacobian(NamedTuple):
     shape: tuple[int, ...]
 
     @property
+    def pulled(self) -> bool:
+        """Whether a leaf needs cotangents."""
+        return not all(isinstance(use, Reach) for use in self.uses)
+
+    @property
     def entries(self) -> int:
         """About how many numbers exist at a time for each example and cotangent."""
         sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]

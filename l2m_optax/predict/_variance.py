@@ -125,10 +125,12 @@ class Reduce(NamedTuple):
       of_example: ``of_example(linearised, chosen, width)``: a number, or a row of them, for each of
         the chosen outputs, of which `width` are taken side by side.
       spares: which leaves need no cotangents for it.
+      of_pairs: whether it has a row for each output, even where no leaf needs cotangents.
     """
 
     of_example: Callable[[Linearised, Array, int], Array]
     spares: Callable[[Reach], bool]
+    of_pairs: bool
 
 
 def _variance(linearised: Linearised, chosen: Array, width: int) -> Array:
@@ -136,7 +138,8 @@ def _variance(linearised: Linearised, chosen: Array, width: int) -> Array:
 
     def pulled(k: Array) -> Array:
         parts = zip(factors_of(k), weights, strict=True)
-        return _sum([jnp.vdot(jnp.square(r), s) for r, s in parts])
+        # A product and a sum become one loop; `vdot` does not where r is a product itself.
+        return _sum([jnp.sum(jnp.square(r) * s) for r, s in parts])
 
     through = [over_chunks(pulled, chosen, width)] if weights else []
     return _sum([*through, *(part.at(chosen).variance() for part in reached)])
@@ -157,8 +160,8 @@ def _sum(parts: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
-_variances = Reduce(_variance, any_reach)
-_covariances = Reduce(_covariance, separate_reach)
+_variances = Reduce(_variance, any_reach, of_pairs=False)
+_covariances = Reduce(_covariance, separate_reach, of_pairs=True)
 
 
 def _over_inputs(
@@ -197,7 +200,8 @@ def _compiled(
     if outputs is not None:
         chosen = _chosen(jnp.asarray(outputs), jacobian.shape, number)
         shape = chosen.shape[1:]
-    chunk, width = _chunks(jacobian.entries, chosen.shape[1], number, chunk_size)
+    rows = chosen.shape[1] if jacobian.pulled or reduce.of_pairs else 1
+    chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
     leaves, variances = map(jax.tree.leaves, (free_mean(posterior), free_variance(posterior)))
 
     def one(example_and_chosen: tuple[PyTree, Array]) -> Array:

@@ -108,11 +108,57 @@ def test_variances_and_covariances_are_those_of_the_dense_jacobian(name):
     np.testing.assert_allclose(variance, diagonal, rtol=1e-5, atol=atol)
 
 
-def wide(number, positions, width=512, outputs=LONG):
-    """A posterior of a last layer with many outputs, in shapes alone."""
-    leaf = jax.ShapeDtypeStruct((width, outputs), jnp.float32)
-    posterior = l2m.laplace(
-        {"w": jnp.ones((1, 1))}, moment_of({"w": jnp.ones((1, 1))}), num_data=50, batch_size=5
-    )
-    grown = jax.tree.map(lambda x: leaf if jnp.shape(x) == (1, 1) else x, posterior)
-    return grown, jax.ShapeDtypeStruct((number, *positions, width), jnp.float32)
+WIDTH, OUTPUTS = 64, 32_000
+
+
+def bytes_used(apply_fn, number, positions=(), **arguments):
+    """Bytes of temporaries of the variance of a last layer with many outputs."""
+    posterior = weighted({"w": jnp.zeros((WIDTH, OUTPUTS))})
+    inputs = jax.ShapeDtypeStruct((number, *positions, WIDTH), jnp.float32)
+    outputs = arguments.get("outputs")
+    lowered = module._compiled.lower(module._variances, apply_fn, posterior, inputs, outputs, None)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_bounded_with_many_outputs():
+    some = {"outputs": jax.ShapeDtypeStruct((5,), jnp.int32)}
+    leaf, chunk = 4 * WIDTH * OUTPUTS, 32 * 2**20
+    last = lambda p, x: x[:, -1] @ p["w"]  # noqa: E731
+    assert bytes_used(lambda p, x: x @ p["w"], 5000, **some) < 2 * leaf + 3 * chunk
+    assert bytes_used(last, 5000, (128,), **some) < 2 * leaf + 3 * chunk
+    # All positions: what is returned, and what is computed side by side.
+    returned = 4 * 20 * 32 * OUTPUTS
+    assert bytes_used(lambda p, x: x @ p["w"], 20, (32,)) < 2 * leaf + 3 * chunk + 2 * returned
+
+
+def test_some_of_many_outputs_are_those_of_all():
+    posterior = weighted({"w": normal(4, 50), "b": normal(50)})
+    chosen = jnp.array([[3, 49], [0, 1], [7, 7]])
+    exact = l2m.output_variance(head, posterior, X)
+    some = l2m.output_variance(head, posterior, X, outputs=chosen)
+    np.testing.assert_allclose(some, np.take_along_axis(exact, chosen, 1), rtol=1e-6)
+    blocks = l2m.output_covariance(head, posterior, X, outputs=chosen)
+    np.testing.assert_allclose(np.einsum("nkk->nk", blocks), some, rtol=1e-6)
+    np.testing.assert_allclose(blocks[0, 0, 1], 0)
+    np.testing.assert_allclose(blocks[2, 0, 1], some[2, 0], rtol=1e-6)
+
+
+def test_an_output_that_is_none_gives_no_number_under_jit():
+    posterior = weighted(HEAD)
+    for function in (l2m.output_variance, l2m.output_covariance):
+        found = jax.jit(lambda k, f=function: f(head, posterior, X, outputs=k))(
+            jnp.array([-1, 0, 3])
+        )
+        known = np.isfinite(found)
+        assert known.sum() == len(X)
+        assert known.reshape(len(X), -1)[:, known[0].size // 2 if found.ndim == 3 else 1].all()
+
+
+def test_low_precision_is_squared_in_float32():
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), HEAD)
+    posterior = weighted(params)
+    x, variance = SEQUENCE.astype(jnp.bfloat16), l2m.variance(posterior)
+    exact = l2m.output_variance(lambda p, x: head(p, x) * jnp.bfloat16(0.3), posterior, x)
+    assert exact.dtype == jnp.float32
+    squared = np.float64(x) ** 2 @ np.float64(variance["w"]) + np.float64(variance["b"])
+    np.testing.assert_allclose(exact, squared * float(jnp.bfloat16(0.3)) ** 2, rtol=1e-5)
