@@ -10,7 +10,7 @@ import jax
 from l2m_optax._support.checks import check_batched, check_hashable, path_name
 from l2m_optax._support.types import ApplyFn, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.predict._jacobian import explained, jacobian_of
+from l2m_optax.predict._jacobian import any_reach, explained, jacobian_of
 
 
 class Row(NamedTuple):
@@ -82,7 +82,7 @@ def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Varianc
     check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     with explained():
-        uses = jacobian_of(apply_fn, posterior, inputs).uses
+        uses = jacobian_of(apply_fn, posterior, inputs, any_reach).uses
     leaves = jax.tree_util.tree_leaves_with_path(free_mean(posterior))
     return VarianceTable(
         {
