@@ -1,6 +1,6 @@
-"""Operations that move entries to other places and scale them: each output comes from one entry.
+r"""Operations that move entries to other places and scale them: each output comes from one entry.
 
-Of such an operation's output, $y'_k = c_k\\, y_{j(k)} + b_k$, where c, j and b do not depend on y.
+Of such an operation's output, $y'_k = c_k\, y_{j(k)} + b_k$, where c, j and b do not depend on y.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from l2m_optax._support.types import Array
 from l2m_optax.jacobians._program import JaxprEqn
 
 _LARGEST = 32
-"""Windows of more entries are left to XLA: a heuristic, as each is an array of the output's size."""
+"""Windows of more entries are left to XLA, a heuristic: each place of a window takes an array."""
 
 
 def is_pooling(equation: JaxprEqn) -> bool:

@@ -1,8 +1,8 @@
 r"""Leaves that reach the outputs by moves alone, as the last layer's do: no cotangent is needed.
 
 Let y be what one product makes of a leaf, $y = A(a) w$, or the leaf itself, and let every output be
-one entry of it, moved and scaled: $f_k = c_k y_{j(k)} + \ldots$. Each entry of y meets a weight once,
-so that the variance of all outputs is, at once,
+one entry of it, moved and scaled: $f_k = c_k y_{j(k)} + b_k$, with b independent of the leaf. Each
+entry of y meets a weight once, so that the variance of all outputs is, at once,
 
 $$\sum_p J_{kp}^2\, v_p = c_k^2\, (A(a)^{\circ 2} v)_{j(k)} ,$$
 
@@ -51,8 +51,9 @@ class Reach(NamedTuple):
     @property
     def how(self) -> str:
         """In a few words, for `predict.tabulate`."""
-        name = "".join(f" in {e.primitive.name}" for e, _ in self.product)
-        return f"factorised{name}, once for all outputs"
+        names = [equation.primitive.name for equation, _ in self.product]
+        how = f"factorised in {names[0]}" if names else "moved"
+        return f"{how}, once for all outputs"
 
     @property
     def size(self) -> int:

@@ -18,9 +18,10 @@ class Row(NamedTuple):
 
     Attributes:
       shape: of the leaf.
-      how: that its squared gradient factorises, or that its gradient is formed, and why.
-      entries: numbers that exist for each example and output: the leaf's own size if its gradient
-        is formed.
+      how: that its squared gradient factorises, or that its gradient is formed, and why. ``once
+        for all outputs``: they come from it by moves and additions alone, as of the last layer.
+      entries: numbers that exist for each example and output, or for each example where they are
+        computed once for all outputs: the leaf's own size if its gradient is formed.
     """
 
     shape: tuple[int, ...]
@@ -75,8 +76,8 @@ def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Varianc
       >>> posterior = l2m.laplace(params, moment, num_data=2, batch_size=1)
       >>> print(l2m.predict.tabulate(lambda p, x: x @ p["w"] + p["b"], posterior, jnp.ones((1, 3))))
       leaf   shape   entries  how
-      ['b']  (2,)          2  gradient, enters add
-      ['w']  (3, 2)        2  factorised in dot_general
+      ['b']  (2,)          2  moved, once for all outputs
+      ['w']  (3, 2)        2  factorised in dot_general, once for all outputs
       total                4  of a Jacobian's 8
     """
     check_hashable("apply_fn", apply_fn)

@@ -45,9 +45,10 @@ def output_variance(
     It is what the variance of `linearized` over infinitely many draws would be:
     $\sum_p J_{kp}(x)^2\, T / (F_p + \delta_p)$ for output $k$. Layers that meet their weights once
     an example (dense layers, embeddings) need no Jacobian: with layer input a and cotangent d of
-    its output, $\sum_{ij} (a_i d_{kj})^2 \sigma_{ij}^2 = \sum_j d_{kj}^2 (a^2 \sigma^2)_j$. Of
-    other leaves the gradient of each example and output is formed, a chunk at a time;
-    `predict.tabulate` says of which.
+    its output, $\sum_{ij} (a_i d_{kj})^2 \sigma_{ij}^2 = \sum_j d_{kj}^2 (a^2 \sigma^2)_j$. The
+    last layer needs no cotangents either, at any position of a sequence: its part of output k is
+    $(a^2 \sigma^2)_k$. Of other leaves the gradient of each example and output is formed, a chunk
+    at a time; `predict.tabulate` says of which.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``, in which each example's outputs depend on

@@ -60,7 +60,7 @@ CASES = {
         X,
         NONE,
         NONE,
-    ),  # fmt: skip
+    ),
     "cut before": (lambda p, x: x[:, :2] @ p["w"][:2], {"w": normal(4, 3)}, X, NONE, NONE),
     "residual": (lambda p, x: x[:, :3] + head(p, x), HEAD, X, ALL, ALL),
     "taken away": (lambda p, x: x[:, :3] - head(p, x), HEAD, X, ALL, ALL),
@@ -84,14 +84,14 @@ CASES = {
         X,
         "st",
         "st",
-    ),  # fmt: skip
+    ),
     "masked": (
         lambda p, x: jnp.where(x[..., :1] > 0, head(p, x), -9.0),
         HEAD,
         SEQUENCE,
         ALL,
         "b",
-    ),  # fmt: skip
+    ),
     "padded": (lambda p, x: jnp.pad(head(p, x), ((0, 0), (1, 2))), HEAD, X, ALL, ALL),
     "embedding": (lambda p, x: p["w"][x] / 3, {"w": normal(7, 4)}, IDS, "w", "w"),
     "transposed": (lambda p, x: (p["w"].T @ x.T).T, {"w": normal(4, 3)}, X, "w", "w"),
@@ -134,9 +134,8 @@ def bytes_used(apply_fn, number, positions=(), **arguments):
 def test_memory_is_bounded_with_many_outputs():
     some = {"outputs": jax.ShapeDtypeStruct((5,), jnp.int32)}
     leaf, chunk = 4 * WIDTH * OUTPUTS, 32 * 2**20
-    last = lambda p, x: x[:, -1] @ p["w"]  # noqa: E731
     assert bytes_used(lambda p, x: x @ p["w"], 5000, **some) < 2 * leaf + 3 * chunk
-    assert bytes_used(last, 5000, (128,), **some) < 2 * leaf + 3 * chunk
+    assert bytes_used(lambda p, x: x[:, -1] @ p["w"], 5000, (128,), **some) < 2 * leaf + 3 * chunk
     # All positions: what is returned, and what is computed side by side.
     returned = 4 * 20 * 32 * OUTPUTS
     assert bytes_used(lambda p, x: x @ p["w"], 20, (32,)) < 2 * leaf + 3 * chunk + 2 * returned
