@@ -102,7 +102,7 @@ def share_seen(validation: Sample, training: Any) -> float:
     if not isinstance(training, tuple | list):
         return 0.0
     held_out = list(_as_bytes(validation.inputs))
-    wanted, seen = set(held_out), set()
+    wanted, seen = set(held_out), set[bytes]()
     for inputs, _ in pairs(training, "data"):
         seen.update(example for example in _as_bytes(inputs) if example in wanted)
     return sum(example in seen for example in held_out) / len(held_out)
