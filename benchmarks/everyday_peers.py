@@ -38,13 +38,21 @@ def to_torch(layer) -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Identity(), linear)
 
 
+def check_outputs(model, features, task: Task) -> None:
+    """The weights handed to PyTorch are the same network."""
+    theirs = model(torch.tensor(features[:50])).detach().numpy()
+    ours = np.array(task.apply_fn(task.params, task.data.x[:50]))
+    np.testing.assert_allclose(theirs, ours.reshape(-1, ours.shape[-1])[:50], rtol=1e-4, atol=1e-4)
+
+
 def fitted(task: Task, likelihood: str):
     name, features = last_layer(task, task.data.x)
-    targets = torch.tensor(np.array(task.data.y))
+    model, targets = to_torch(task.params[name]), torch.tensor(np.array(task.data.y))
+    check_outputs(model, features, task)
     if likelihood == "classification":
         targets = targets.flatten().long()
     data = torch.utils.data.TensorDataset(torch.tensor(features), targets)
-    found = laplace.Laplace(to_torch(task.params[name]), likelihood)
+    found = laplace.Laplace(model, likelihood)
     found.fit(torch.utils.data.DataLoader(data, CHUNK))
     return found
 

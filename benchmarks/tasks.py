@@ -117,8 +117,11 @@ def rows(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mean(table: Mapping[str, Any], method: str, figure: str) -> float:
+    """Over seeds; NaN where there is none."""
     found = table.get(method, "")
-    return np.nan if isinstance(found, str) else np.mean([r.figures[figure] for r in found])
+    if isinstance(found, str):
+        return np.nan
+    return float(np.mean([result.figures.get(figure, np.nan) for result in found]))
 
 
 def worse(table: Mapping[str, Any], method: str) -> bool:
@@ -140,7 +143,7 @@ def coverage(tables: Mapping[str, Any], method: str) -> dict[str, str]:
     """The least and the greatest share in 90% intervals, and on how many tasks it is right."""
     shares = [share for t in tables.values() if not np.isnan(share := mean(t, method, "covered"))]
     if not shares:
-        return {}
+        return {"covered": "-", "covered 0.86 to 0.94": "-"}
     right = sum(FAITHFUL[0] <= share <= FAITHFUL[1] for share in shares)
     return {
         "covered": f"{min(shares):.2f} to {max(shares):.2f}",
@@ -150,11 +153,13 @@ def coverage(tables: Mapping[str, Any], method: str) -> dict[str, str]:
 
 def summary(tables: Mapping[str, Any], others: Mapping[str, str]) -> dict[str, Any]:
     """On how many tasks each method is worse than the mode, and has less NLL than others."""
+    numeric = not np.isnan(mean(next(iter(tables.values())), "mode", "covered"))
 
     def row(method):
         lost = sum(worse(table, method) for table in tables.values())
         versus = {f"less than {title}": better(tables, method, o) for title, o in others.items()}
-        return [{"worse than the mode": f"{lost}"} | versus | coverage(tables, method)]
+        covered = coverage(tables, method) if numeric else {}
+        return [{"worse than the mode": f"{lost}"} | versus | covered]
 
     return {method: row(method) for method in methods_of(tables)}
 
