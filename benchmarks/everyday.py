@@ -20,6 +20,8 @@ from everyday_networks import CNN, MLP, NormalisedCNN, Transformer
 from measure import cached
 from sklearn import datasets
 
+import l2m_optax as l2m
+
 SEEDS = 3
 TRAINING = __file__, everyday_data.__file__, everyday_networks.__file__
 
@@ -66,9 +68,13 @@ def with_decay(steps: int) -> optax.GradientTransformation:
 
 
 def for_text(steps: int) -> optax.GradientTransformation:
-    """As transformers are trained: clipped, warmed up, with weight decay."""
+    """As transformers are trained, and the moment kept from before the clipping."""
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 10, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-2))
+    return optax.chain(
+        l2m.track_second_moment(0.999),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, weight_decay=1e-2),
+    )
 
 
 def pretrained(seed: int) -> Any:
