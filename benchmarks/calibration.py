@@ -117,11 +117,11 @@ def tuned(posterior, data) -> Iterator[tuple[str, l2m.posterior.Posterior, tuple
     yield "tuned T (v)", by_draws, KINDS[:3]
     own = l2m.tune(apply_fn, posterior, *validation, kind="monte_carlo", chunk_size=8).posterior
     yield "tuned T (v), Monte Carlo its own", own, KINDS[3:]
-    own = l2m.tune(apply_fn, posterior, *validation, kind="closed_form").posterior
+    own = l2m.tune(apply_fn, posterior, *validation, kind="exact").posterior
     yield "tuned T (v), mean field its own", own, KINDS[2:3]
     by_draws = l2m.tune(apply_fn, posterior, *validation, over=both).posterior
     yield "tuned T and δ (v)", by_draws, KINDS[:1]
-    own = l2m.tune(apply_fn, posterior, *validation, over=both, kind="closed_form").posterior
+    own = l2m.tune(apply_fn, posterior, *validation, over=both, kind="exact").posterior
     yield "tuned T and δ (v), mean field its own", own, KINDS[2:3]
 
 

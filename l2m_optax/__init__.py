@@ -7,6 +7,7 @@ The names of the first day are here. What they are made of is in the submodules:
 from l2m_optax import (
     checkpoint,
     decisions,
+    fitting,
     jacobians,
     likelihoods,
     metrics,
@@ -18,6 +19,7 @@ from l2m_optax import (
     tuning,
 )
 from l2m_optax._version import __version__
+from l2m_optax.fitting._fit import fit
 from l2m_optax.moments._identify import identify
 from l2m_optax.moments._moment import SecondMoment
 from l2m_optax.moments._second_moment import second_moment
@@ -26,9 +28,12 @@ from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import variance
 from l2m_optax.posterior._sampling import log_prob, sample
 from l2m_optax.posterior._selection import release, restrict
+from l2m_optax.predict._classify import classify
 from l2m_optax.predict._dataset import predict_dataset
 from l2m_optax.predict._draws import monte_carlo
+from l2m_optax.predict._last_layer import last_layer
 from l2m_optax.predict._linearized import linearized
+from l2m_optax.predict._regress import regress
 from l2m_optax.predict._serving import make_predictive
 from l2m_optax.predict._summaries import classification, regression
 from l2m_optax.predict._variance import output_covariance, output_variance
@@ -44,15 +49,19 @@ __all__ = [
     "__version__",
     "checkpoint",
     "classification",
+    "classify",
     "decisions",
     "diagnose",
     "expose_second_moment",
+    "fit",
     "fit_noise_variance",
     "fit_prior_precision",
     "fit_temperature",
+    "fitting",
     "identify",
     "jacobians",
     "laplace",
+    "last_layer",
     "likelihoods",
     "linearized",
     "log_prob",
@@ -66,6 +75,7 @@ __all__ = [
     "posterior",
     "predict",
     "predict_dataset",
+    "regress",
     "regression",
     "release",
     "restrict",

@@ -1,7 +1,8 @@
 """Log-likelihoods of single observations, given a network's outputs.
 
 Each takes outputs and targets with a leading axis of examples; outputs may have axes of draws in
-front of it. Each returns one number for each observation, in nats and in float32 or wider.
+front of it. Nothing else is broadcast: targets (N,) against outputs (N, 1) are refused. Each
+returns one number for each observation, in nats and in float32 or wider.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike
 
@@ -19,11 +21,14 @@ def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""$\log \mathrm{softmax}(z)_y$, for logits z and a label y.
 
     Args:
-      logits: z, shape (..., N, K).
-      labels: y, integers of shape (N,).
+      logits: z, shape (..., N, K), or (..., N, T, K) for T labels an example.
+      labels: y, integers of shape (N,), or (N, T): each is an observation.
 
     Returns:
-      Shape (..., N).
+      Shape (..., N), or (..., N, T).
+
+    Raises:
+      ValueError: if the labels do not have the shape of the logits without their last axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,6 +37,7 @@ def categorical(logits: ArrayLike, labels: ArrayLike) -> Array:
       [-0.6931472]
     """
     log_probs = jax.nn.log_softmax(jnp.asarray(logits, statistics_dtype(logits)))
+    _check_shapes("labels", log_probs.shape[:-1], labels)
     index = jnp.broadcast_to(labels, log_probs.shape[:-1])[..., None]
     return jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
 
@@ -47,6 +53,9 @@ def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> 
     Returns:
       Shape (..., N, D).
 
+    Raises:
+      ValueError: if the targets do not have the shape of the outputs, axes of draws aside.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from l2m_optax import likelihoods
@@ -54,6 +63,7 @@ def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> 
       [[-1.4189385]]
     """
     m = jnp.asarray(mean, statistics_dtype(mean, targets, variance))
+    _check_shapes("targets", m.shape, targets)
     v = jnp.asarray(variance, m.dtype)
     return -0.5 * (jnp.log(2 * math.pi * v) + jnp.square(targets - m) / v)
 
@@ -71,6 +81,9 @@ def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
     Returns:
       Shape (..., N, D), or (..., N).
 
+    Raises:
+      ValueError: if the targets do not have the shape of the outputs without their last axis.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from l2m_optax import likelihoods
@@ -86,3 +99,14 @@ def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
     pairs = jnp.asarray(outputs, statistics_dtype(outputs, targets))
     mean, log_variance = pairs[..., 0], pairs[..., 1]
     return gaussian(mean, targets, jnp.exp(log_variance))
+
+
+def _check_shapes(name: str, outputs: tuple[int, ...], targets: ArrayLike) -> None:
+    """Refuse targets that are not of the outputs' shape, axes of draws in front of it aside."""
+    shape = jnp.shape(targets)
+    if shape != outputs[max(len(outputs) - len(shape), 0) :]:
+        remedy = (
+            f"pass {name}[..., None] or {name}[..., 0] where an axis of size 1 is all that differs"
+        )
+        expected = f"shape {outputs}, or this without axes of draws in front"
+        raise ValueError(complaint(name, expected, str(shape), remedy))

@@ -105,7 +105,7 @@ tx, params, opt_state = jax.block_until_ready(train(jax.random.key(0)))
 # ## L2M
 #
 # Three lines. The noise and the prior come from the evidence; nothing else looks at the data again.
-# `linearized_regression` needs no draws.
+# `regress` needs no draws.
 
 # %%
 predictions, seconds = {}, {}
@@ -122,7 +122,7 @@ def with_l2m():
         params, opt_state, tx=tx, num_data=len(x), batch_size=BATCH, loss_scale=2.0
     )
     posterior, _ = l2m.fit_noise_variance(network, posterior, x, y)
-    return posterior, l2m.predict.linearized_regression(network, posterior, line)
+    return posterior, l2m.regress(network, posterior, line)
 
 
 timed("L2M", with_l2m)

@@ -43,7 +43,7 @@ FUNCTIONS = {
     "tune": lambda p: l2m.tune(network, p, INPUTS, LABELS, num_samples=4).info,
     "elbo": lambda p: l2m.tuning.elbo(KEY, network, p, INPUTS, LABELS, num_samples=4),
     "kl_divergence": l2m.tuning.kl_divergence,
-    "linearized_regression": lambda p: l2m.predict.linearized_regression(network, p, INPUTS),
+    "regress": lambda p: l2m.regress(network, p, INPUTS),
     "restrict": lambda p: l2m.variance(l2m.restrict(p, "head")),
 }
 

@@ -23,6 +23,7 @@ PLACES = [
     {"predict"},
     {"tuning"},
     {"checkpoint", "decisions", "plot"},
+    {"fitting"},
 ]
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "optax"}
 OPTIONAL = {

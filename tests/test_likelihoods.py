@@ -70,11 +70,33 @@ def test_a_heteroscedastic_network_is_tuned_by_its_own_likelihood(posterior):
     assert loss(info.value) < min(loss(0.8 * info.value), loss(1.25 * info.value))
 
 
-def test_linearized_regression_is_what_many_draws_tend_to(posterior, inputs):
+def test_regress_is_what_many_draws_tend_to(posterior, inputs):
     posterior = posterior._replace(noise_variance=jnp.float32(0.3))
-    exact = l2m.predict.linearized_regression(network, posterior, inputs)
+    exact = l2m.regress(network, posterior, inputs)
     draws = l2m.linearized(jax.random.key(0), network, posterior, inputs, num_samples=20_000)
     sampled = l2m.regression(draws, 0.3)
     np.testing.assert_allclose(exact.mean, network(posterior.mean, inputs))
     np.testing.assert_allclose(exact.epistemic, sampled.epistemic, rtol=0.06)
     np.testing.assert_allclose(exact.total, exact.epistemic + 0.3, rtol=1e-6)
+
+
+BROADCAST = {
+    "row against a column": lambda y: likelihoods.gaussian(jnp.ones((5, 1)), y),
+    "row against columns of draws": lambda y: likelihoods.gaussian(jnp.ones((3, 5, 1)), y),
+    "column against a row": lambda y: likelihoods.gaussian(jnp.ones(5), y[:, None]),
+    "pairs": lambda y: likelihoods.heteroscedastic_gaussian(jnp.ones((5, 1, 2)), y),
+    "labels": lambda y: likelihoods.categorical(jnp.ones((5, 1, 3)), y.astype(int)),
+    "column of labels": lambda y: likelihoods.categorical(jnp.ones((5, 3)), y[:, None].astype(int)),
+}
+
+
+@pytest.mark.parametrize("case", BROADCAST)
+def test_targets_that_would_be_broadcast_are_refused(case):
+    with pytest.raises(ValueError, match=r"(targets|labels): expected shape \("):
+        BROADCAST[case](jnp.zeros(5))
+
+
+def test_axes_of_draws_are_not_broadcasting():
+    assert likelihoods.gaussian(jnp.ones((3, 2, 5, 1)), jnp.ones((5, 1))).shape == (3, 2, 5, 1)
+    labels = jnp.ones((5, 4), int)
+    assert likelihoods.categorical(jnp.ones((3, 5, 4, 2)), labels).shape == (3, 5, 4)

@@ -102,3 +102,8 @@ def align(tree: PyTree, params: PyTree, root: str) -> PyTree:
     if left:
         raise ValueError(complaint(f"params{left[0]}", "a parameter", "none", remedy))
     return jax.tree.unflatten(jax.tree.structure(params), aligned)
+
+
+def rows(tree: PyTree, index: Any) -> PyTree:
+    """The same rows of every leaf."""
+    return jax.tree.map(lambda x: x[index], tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def from_training_state(
     *,
     like: PyTree,
     num_data: int,
-    batch_size: int,
+    batch_size: int | Sequence[int],
     tx: optax.GradientTransformation | None = None,
     decay: float | None = None,
     count: int | None = None,

@@ -9,6 +9,7 @@ from l2m_optax.decisions._conformal import (
     prediction_interval,
     residual_scores,
 )
+from l2m_optax.decisions._novelty import novelty
 from l2m_optax.decisions._scores import (
     OutOfDistributionScores,
     bald_scores,
@@ -26,6 +27,7 @@ __all__ = [
     "conformal_quantile",
     "conformal_set",
     "label_scores",
+    "novelty",
     "out_of_distribution_scores",
     "prediction_interval",
     "regression_bald_scores",

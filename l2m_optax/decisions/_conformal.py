@@ -25,7 +25,6 @@ from l2m_optax.metrics._arguments import (
     require,
     require_numbers,
 )
-from l2m_optax.metrics._regression import gaussian_interval
 from l2m_optax.predict._summaries import Regression
 
 
@@ -62,7 +61,7 @@ def prediction_interval(prediction: Regression, *, level: float = 0.95) -> Inter
       >>> print(f"{lower[0]:.2f} {upper[0]:.2f}")
       -2.92 4.92
     """
-    return Interval(*gaussian_interval(prediction.mean, prediction.total, level=level))
+    return Interval(*prediction.interval(level))
 
 
 def residual_scores(prediction: Regression, targets: ArrayLike) -> Array:

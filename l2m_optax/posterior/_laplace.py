@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def laplace(
     *,
     tx: Any = None,
     num_data: int,
-    batch_size: int,
+    batch_size: int | Sequence[int],
     loss_scale: ArrayLike = 1.0,
     prior_precision: ArrayLike | PyTree = 1.0,
     prior_mean: PyTree | None = None,
@@ -65,9 +66,12 @@ def laplace(
       opt_state: the optimizer's state, or what `second_moment` made of it.
       tx: the optimizer, as in `second_moment`: any that it reads will do. A state that was tracked
         or exposed, and a `SecondMoment`, need none.
-      num_data: N, number of training examples.
-      batch_size: B, examples behind one gradient, over all devices. Where `optax.MultiSteps`
-        averages k of them, and ``tx=`` is given or the optimizer is exposed, k*B is what is used.
+      num_data: N, number of training examples: of what the loss averages over. For a mean over
+        the tokens of n sequences of length T pass ``n*T``, and ``batch_size=B*T``.
+      batch_size: B, examples behind one gradient, over all devices; or the sizes of an epoch's
+        batches, ``[32] * 46 + [1]``, where they differ: 1/B is then their mean of 1/B. Where
+        `optax.MultiSteps` averages k of them, and ``tx=`` is given or the optimizer is exposed,
+        k*B is what is used.
       loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
@@ -85,8 +89,9 @@ def laplace(
     Raises:
       TypeError: if a leaf is no real floating-point array, or the state has no second moment, or
         does not say what it holds and `tx` is missing.
-      ValueError: if a number is out of its range, ``batch_size >= num_data``, `params` is empty, or
-        the state does not match it, was never updated, or holds what no mean of squares can be.
+      ValueError: if a number is out of its range, ``batch_size >= num_data``, the batches of an
+        epoch hold more than that, `params` is empty, or the state does not match it, was never
+        updated, or holds what no mean of squares can be.
       FloatingPointError: if `params`, the second moment or `prior_mean` holds NaN or infinity.
 
     Example:

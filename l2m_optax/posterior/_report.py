@@ -98,8 +98,8 @@ def _of_the_gradient(share: float) -> Iterator[str]:
         yield (
             f"the mean gradient is {share:.0%} of nu; possible causes: training is not at a mode "
             "(anneal the learning rate, or pass centered=True); the last batch of each epoch is "
-            "smaller than batch_size, and its noise outweighs the others' (drop it from training, "
-            f"{_COMPARE})"
+            "smaller than batch_size, and its noise outweighs the others' (pass the sizes of an "
+            f"epoch's batches as batch_size, {_COMPARE})"
         )
 
 
@@ -128,9 +128,10 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
             f"F is {ratio:.2g} times the reference; possible causes: wrong numbers (check "
             "num_data, batch_size and loss_scale); gradients that were clipped or decayed before "
             "they were squared (pass tx=, or track_second_moment in front); a last batch smaller "
-            "than the others (drop it from training); parameters of another step than the state's, "
-            "as the best ones of early stopping (save the state beside them); a restart of the "
-            "learning rate that the mean still remembers (train longer at the small rate)"
+            "than the others (pass the sizes of an epoch's batches as batch_size); parameters of "
+            "another step than the state's, as the best ones of early stopping (save the state "
+            "beside them); a restart of the learning rate that the mean still remembers (train "
+            "longer at the small rate)"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, PyTree
@@ -109,3 +110,18 @@ def check_independent(coupled: Array) -> None:
         remedy = "use the running statistics of batch normalisation (train=False)"
         expected = "outputs of an example that depend on that example only"
         raise ValueError(complaint("apply_fn", expected, got, remedy))
+
+
+def check_rows(predicted: Array) -> None:
+    """Refuse predictions that are not finite; traced ones pass.
+
+    Raises:
+      FloatingPointError: naming the first input that has one.
+    """
+    if not is_concrete(predicted):
+        return
+    bad = ~np.isfinite(np.asarray(predicted, np.float32)).reshape(len(predicted), -1).all(axis=1)
+    if bad.any():
+        got = f"NaN or infinity for input {int(np.argmax(bad))} and {int(bad.sum()) - 1} more"
+        remedy = "look for NaN in this input and in the params"
+        raise FloatingPointError(complaint("apply_fn", "finite outputs", got, remedy))

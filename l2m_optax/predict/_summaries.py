@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
-from l2m_optax._support.checks import check_positive, complaint
+from l2m_optax._support.checks import check_count, check_positive, complaint
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike
+from l2m_optax.metrics._regression import gaussian_interval
 
 
 class Classification(NamedTuple):
@@ -32,6 +33,41 @@ class Classification(NamedTuple):
     aleatoric: Array
     epistemic: Array
 
+    @property
+    def prediction(self) -> Array:
+        """The most probable class, integers of shape (...); -1 where a probability is NaN."""
+        return self.top_k(1)[1][..., 0]
+
+    def top_k(self, k: int) -> tuple[Array, Array]:
+        """The k most probable classes, the most probable one first.
+
+        Args:
+          k: how many, from 1 to K.
+
+        Returns:
+          Their probabilities and their numbers, each of shape (..., k); NaN and -1 where a
+          probability is NaN.
+
+        Raises:
+          ValueError: if there are fewer than k classes, or k is below 1.
+          TypeError: if k is no integer.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import l2m_optax as l2m
+          >>> p = l2m.classification(jnp.log(jnp.array([[[0.125, 0.625, 0.25]]])))
+          >>> probs, classes = p.top_k(2)
+          >>> print(probs, classes, p.prediction)
+          [[0.625 0.25 ]] [[1 2]] [1]
+        """
+        check_count("k", k)
+        number = self.probs.shape[-1]
+        if k > number:
+            raise ValueError(complaint("k", f"at most the {number} classes", str(k), "pass fewer"))
+        probs, classes = jax.lax.top_k(self.probs, int(k))
+        lost = jnp.any(jnp.isnan(self.probs), axis=-1, keepdims=True)
+        return jnp.where(lost, jnp.nan, probs), jnp.where(lost, -1, classes)
+
 
 class Regression(NamedTuple):
     """A mean and the variances around it.
@@ -47,6 +83,37 @@ class Regression(NamedTuple):
     total: Array
     aleatoric: Array
     epistemic: Array
+
+    @property
+    def std(self) -> Array:
+        r"""The standard deviation of a new observation, $\sqrt{\mathrm{total}}$, shape (...)."""
+        return jnp.sqrt(self.total)
+
+    def interval(self, level: float = 0.9) -> tuple[Array, Array]:
+        r"""The central interval of a new observation, $\mu \pm z \sqrt{\mathrm{total}}$.
+
+        Here $2 \Phi(z) - 1$ is the level. The observation is taken to be Gaussian.
+
+        Args:
+          level: the probability of the interval if the variances are right, above 0 and below 1;
+            static under `jit`.
+
+        Returns:
+          Its lower and its upper ends, each of shape (...).
+
+        Raises:
+          ValueError: if `level` is outside of (0, 1), a variance is not positive, or something is
+            NaN.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import l2m_optax as l2m
+          >>> prediction = l2m.regression(jnp.array([[0.0], [2.0]]), noise_variance=2.0)
+          >>> low, high = prediction.interval(0.95)
+          >>> print(f"{low[0]:.2f} {high[0]:.2f}")
+          -2.92 4.92
+        """
+        return gaussian_interval(self.mean, self.total, level=level)
 
 
 @jax.jit
@@ -74,15 +141,24 @@ def classification(logit_samples: ArrayLike) -> Classification:
       Depeweg et al., Decomposition of uncertainty (2018); Houlsby et al., BALD (2011).
     """
     logits = _as_statistics(logit_samples, "logit_samples", "(S, ..., K)", 2)
+    probs, entropies = softmax_and_entropy(logits)
+    return split(jnp.mean(probs, axis=0), jnp.mean(entropies, axis=0))
+
+
+def softmax_and_entropy(logits: Array) -> tuple[Array, Array]:
+    """The probabilities of logits, shape (..., K), and their entropy, shape (...)."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
     sound = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
-    draws = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
-    probs = jnp.mean(draws, axis=0)
-    total = -jnp.sum(xlogy(probs, probs), axis=-1)
+    probs = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
     # exp underflows to 0 where log_probs is very negative, and 0 * -inf would be NaN.
-    entropies = -jnp.sum(jnp.where(draws == 0, 0.0, draws * log_probs), axis=-1)
-    aleatoric = jnp.minimum(jnp.mean(entropies, axis=0), total)
+    return probs, -jnp.sum(jnp.where(probs == 0, 0.0, probs * log_probs), axis=-1)
+
+
+def split(probs: Array, aleatoric: Array) -> Classification:
+    """The mean probabilities, and their entropy in two parts, of which one is known."""
+    total = -jnp.sum(xlogy(probs, probs), axis=-1)
+    aleatoric = jnp.minimum(aleatoric, total)
     return Classification(probs, total, aleatoric, total - aleatoric)
 
 

@@ -14,6 +14,7 @@ from l2m_optax._support.checks import check_batched, check_hashable, complaint, 
 from l2m_optax._support.loaders import as_arrays, batches
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._integral import MOST_LOGITS, has_exact_integral
 from l2m_optax.predict._outputs import check_independent, influence
 from l2m_optax.tuning._targets import are_labels, are_one_hot, check_targets, shape_of_outputs
 
@@ -105,7 +106,7 @@ def check_objective(data: Dataset, kind: str, likelihood: Likelihood | None) -> 
     """Refuse what the default likelihoods cannot judge.
 
     Raises:
-      ValueError: for classes in one-hot code, and for the closed form of several labels an input.
+      ValueError: for classes in one-hot code, and for exact covariances of several labels an input.
     """
     if likelihood is not None:
         return
@@ -113,10 +114,11 @@ def check_objective(data: Dataset, kind: str, likelihood: Likelihood | None) -> 
         got = "real numbers that are one-hot"
         remedy = "pass targets.argmax(-1); for numbers that are 0 or 1 pass likelihood="
         raise ValueError(complaint("targets", "class numbers", got, remedy))
-    if kind == "closed_form" and data.labels and len(data.output_shape) != 1:
+    if kind == "exact" and data.labels and not has_exact_integral(data.output_shape):
         got = f"outputs of shape (N, {', '.join(map(str, data.output_shape))})"
         remedy = "pass kind='linearized', which takes draws"
-        raise ValueError(complaint("kind='closed_form'", "logits of shape (N, K)", got, remedy))
+        expected = f"logits of shape (N, K), K up to {MOST_LOGITS}"
+        raise ValueError(complaint("kind='exact'", expected, got, remedy))
 
 
 def check_numbers(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, offset: int = 0) -> None:

@@ -78,7 +78,7 @@ def fit_noise_variance(
     """
     check_call(apply_fn, posterior)
     data = Dataset(apply_fn, posterior, inputs, targets)
-    _check_regression(data)
+    check_regression(data)
     _check_all(posterior, data)
     squares = data.sum(lambda x, y: _squares(apply_fn, posterior.mean, x, y), "residuals")
     grouping = group(posterior, groups)
@@ -94,7 +94,7 @@ def fit_noise_variance(
     return Fit(fitted, noise._replace(converged=noise.converged & jnp.all(search.converged)))
 
 
-def _check_regression(data: Dataset) -> None:
+def check_regression(data: Dataset) -> None:
     if data.labels:
         remedy = "classes have no noise variance; tune finds their temperature"
         raise ValueError(complaint("targets", "real numbers", "class numbers", remedy))

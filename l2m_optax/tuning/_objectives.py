@@ -12,14 +12,13 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.types import ApplyFn, Array, Likelihood, PyTree
 from l2m_optax.likelihoods import categorical, gaussian
 from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._integral import offsets
 from l2m_optax.predict._kinds import KINDS, Kind
-from l2m_optax.predict._mean_field import mean_field
 from l2m_optax.predict._variance import output_covariance, output_variance
 
 Loss: TypeAlias = Callable[[Array], Array]
@@ -50,7 +49,7 @@ class Objective(NamedTuple):
         """The same with ways of predicting that need no draws taken where there are such.
 
         Raises:
-          ValueError: if the name or the kind is unknown, or there is no closed form.
+          ValueError: if the name or the kind is unknown, or there is no exact way.
         """
         _check_one_of("objective", self.name, ("nll", "elbo"))
         _check_one_of("kind", self.kind, tuple(_WAYS))
@@ -98,22 +97,17 @@ def _with_draws(kind: Kind) -> OfObjective:
     return of_objective
 
 
-def _closed_form(
+def _exact(
     objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
 ) -> Loss:
     del key  # no draws
     apply_fn, chunk_size = objective.apply_fn, objective.chunk_size
     outputs = apply_fn(posterior.mean, inputs)
     if objective.labels:
-        covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
-
-        def of_labels(log_temperature: Array) -> Array:
-            probs = mean_field(outputs, jnp.exp(log_temperature) * covariance)
-            chosen = jnp.take_along_axis(probs, y[:, None], axis=-1)
-            # The least normal number stands for what underflowed: one input must not decide.
-            return -jnp.sum(jnp.log(jnp.maximum(chosen, np.finfo(probs.dtype).tiny)))
-
-        return of_labels
+        moves = offsets(output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size))
+        return lambda log_temperature: _of_draws(
+            objective, posterior, outputs + jnp.exp(0.5 * log_temperature) * moves, y
+        )
     epistemic = output_variance(apply_fn, posterior, inputs, chunk_size=chunk_size)
     noise = posterior.noise_variance
 
@@ -144,9 +138,9 @@ class _Way(NamedTuple):
 
 
 _WAYS = {
-    "linearized": _Way(_with_draws(KINDS["linearized"]), "closed_form"),
+    "linearized": _Way(_with_draws(KINDS["linearized"]), "exact"),
     "monte_carlo": _Way(_with_draws(KINDS["monte_carlo"]), "monte_carlo"),
-    "closed_form": _Way(_closed_form, "closed_form", smooth=True),
+    "exact": _Way(_exact, "exact", smooth=True),
 }
 
 

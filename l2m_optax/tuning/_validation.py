@@ -42,7 +42,7 @@ def tune(
     same draws, from ``jax.random.key(0)``, serve every candidate, every batch and every call
     (common random numbers), so that candidates differ by what they are and not by luck. A
     logarithmic grid is evaluated in one compiled call for each batch, and refined around its best:
-    by finer grids, or for ``kind="closed_form"``, which has no draws and is smooth, by Newton's
+    by finer grids, or for ``kind="exact"``, which has no draws and is smooth, by Newton's
     method with exact derivatives. For ``objective="nll"`` the trained parameters alone, T = 0, are
     a candidate too, so that what is returned predicts these data no worse than they do.
 
@@ -61,9 +61,9 @@ def tune(
         the *training* data, and what is minimised is
         $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
       kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
-        ``"closed_form"`` uses exact covariances, with `mean_field` for one label an input. Real
-        targets with their default likelihood need no draws for ``"linearized"`` either, so the two
-        are one.
+        ``"exact"`` uses exact covariances, with the points of `classify` for one label an
+        input and at most 128 classes. Real targets with their default likelihood need no draws for
+        ``"linearized"`` either, so the two are one.
       likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,
         outputs with an axis of draws in front, such as `likelihoods.heteroscedastic_gaussian`;
         hashable. By default what `targets` says.

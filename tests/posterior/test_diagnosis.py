@@ -169,4 +169,4 @@ def test_a_ragged_last_batch_is_named_as_a_possible_cause(regression):
     moment = l2m.second_moment(state, w, tx=tx)
     diagnosis = l2m.diagnose(posterior, moment, reference=fisher)
     scale = next(text for text in diagnosis.warnings() if "times the reference" in text)
-    assert "a last batch smaller than the others (drop it from training)" in scale
+    assert "a last batch smaller than the others (pass the sizes" in scale

@@ -24,7 +24,7 @@ DRAWN = {
 EXACT = {
     "output_variance": l2m.output_variance,
     "output_covariance": l2m.output_covariance,
-    "linearized_regression": lambda f, p, x: l2m.predict.linearized_regression(f, p, x).epistemic,
+    "regress": lambda f, p, x: l2m.regress(f, p, x).epistemic,
 }
 OTHERS = {
     "apply_ensemble": lambda f, p, x: l2m.predict.apply_ensemble(f, l2m.sample(KEY, p, 3), x),

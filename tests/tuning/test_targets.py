@@ -29,6 +29,10 @@ def flat(params, x):
     return network(params, x)[:, 0]
 
 
+def squares(outputs, targets):
+    return -jnp.square(outputs - targets)
+
+
 def tokens(params, x):
     """Two tokens an example, of three classes each."""
     return jnp.stack([network(params, x), 2.0 * network(params, -x)], axis=1)
@@ -98,6 +102,8 @@ def test_the_remedies_work(posterior):
 def test_a_likelihood_that_broadcasts_its_targets_is_refused(posterior):
     """(n,) against (n, 1) has a leading axis n, and n² values."""
     with pytest.raises(ValueError, match=r"likelihood: expected one value.*shape \(40, 40\) from"):
+        l2m.tune(column, posterior, X, NUMBERS[:, 0], likelihood=squares)
+    with pytest.raises(ValueError, match=r"targets: expected shape \(40, 1\)"):
         l2m.tune(column, posterior, X, NUMBERS[:, 0], likelihood=l2m.likelihoods.gaussian)
 
 
@@ -157,6 +163,6 @@ def test_the_bound_of_tokens_is_that_of_their_flattened_outputs(posterior, spoke
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-def test_tokens_have_no_closed_form(posterior, spoken):
-    with pytest.raises(ValueError, match=r"kind='closed_form'.*\(N, 2, 3\); pass kind='linear"):
-        l2m.tune(tokens, posterior, *spoken, kind="closed_form")
+def test_tokens_have_no_exact_covariance(posterior, spoken):
+    with pytest.raises(ValueError, match=r"kind='exact'.*\(N, 2, 3\); pass kind='linear"):
+        l2m.tune(tokens, posterior, *spoken, kind="exact")

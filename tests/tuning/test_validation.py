@@ -59,7 +59,7 @@ def certain(posterior):
     return inputs, jnp.argmax(network(posterior.mean, inputs), axis=-1)
 
 
-@pytest.mark.parametrize("kind", ["linearized", "monte_carlo", "closed_form"])
+@pytest.mark.parametrize("kind", ["linearized", "monte_carlo", "exact"])
 @pytest.mark.parametrize("bounds", [None, (1e-3, 1e-1), (0.5, 2.0)])
 def test_where_the_mode_predicts_best_the_temperature_is_zero(posterior, certain, kind, bounds):
     fitted, info = l2m.tune(network, posterior, *certain, kind=kind, bounds=bounds, num_samples=8)
@@ -68,7 +68,7 @@ def test_where_the_mode_predicts_best_the_temperature_is_zero(posterior, certain
     assert float(fitted.temperature) == float(info.value) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+@pytest.mark.parametrize("kind", ["linearized", "exact"])
 def test_at_the_mode_the_prior_stays(posterior, certain, kind):
     names = ("prior_precision", "temperature")
     fitted, info = l2m.tune(network, posterior, *certain, over=names, kind=kind, num_samples=8)
@@ -78,7 +78,7 @@ def test_at_the_mode_the_prior_stays(posterior, certain, kind):
     assert not any(info.converged.values())
 
 
-@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+@pytest.mark.parametrize("kind", ["linearized", "exact"])
 @pytest.mark.parametrize("end", ["lower", "upper"])
 def test_a_temperature_on_a_bound_is_kept_with_a_warning(posterior, labelled, kind, end):
     """The mode is worse than these bounds, or else it would be taken."""
@@ -94,7 +94,7 @@ def test_a_temperature_on_a_bound_is_kept_with_a_warning(posterior, labelled, ki
     np.testing.assert_allclose([info.value, fitted.temperature], bound, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+@pytest.mark.parametrize("kind", ["linearized", "exact"])
 def test_a_best_value_beside_a_bound_is_no_edge(posterior, labelled, kind):
     """Between a bound and its neighbour on the first grid."""
     best = float(l2m.tune(network, posterior, *labelled, kind=kind).info.value)
@@ -217,7 +217,7 @@ def overconfident():
     return posterior, jnp.asarray(x), jnp.asarray(y[:, None]), loss
 
 
-def test_both_are_what_scipy_finds_by_the_closed_form(overconfident):
+def test_both_are_what_scipy_finds(overconfident):
     posterior, x, y, loss = overconfident
     names = ("prior_precision", "temperature")
     fitted, info = l2m.tune(linear, posterior, x, y, over=names)
@@ -244,14 +244,14 @@ def test_one_is_what_scipy_finds_with_the_other_as_it_is(overconfident, over):
     np.testing.assert_allclose(np.log(info.value), best.x, atol=2e-3)
 
 
-def test_newton_on_the_mean_field_agrees_with_a_dense_search(posterior, labelled):
+def test_newton_on_exact_covariances_agrees_with_a_dense_search(posterior, labelled):
     inputs, labels = labelled
-    info = l2m.tune(network, posterior, inputs, labels, kind="closed_form").info
+    info = l2m.tune(network, posterior, inputs, labels, kind="exact").info
     mean = network(posterior.mean, inputs)
     unit = l2m.output_covariance(network, posterior._replace(temperature=1.0), inputs)
 
     def loss(log_temperature):
-        probs = l2m.predict.mean_field(mean, jnp.exp(log_temperature) * unit)
+        probs = l2m.predict.softmax_integral(mean, jnp.exp(log_temperature) * unit).probs
         return float(l2m.metrics.negative_log_likelihood(probs, labels))
 
     best = optimize.minimize_scalar(loss, bounds=(-8, 6), method="bounded")
@@ -274,7 +274,7 @@ def test_monte_carlo_is_tuned_on_its_own_draws(posterior, labelled):
     assert loss(np.log(info.value)) <= min(map(loss, logs)) + 1e-5
 
 
-@pytest.mark.parametrize("kind", ["linearized", "closed_form"])
+@pytest.mark.parametrize("kind", ["linearized", "exact"])
 def test_a_loader_gives_what_the_arrays_give(posterior, labelled, kind):
     inputs, labels = (np.asarray(a) for a in labelled)
     loader = [(inputs[i : i + 128], labels[i : i + 128]) for i in range(0, 300, 128)]
@@ -379,7 +379,7 @@ def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"objective": "loss"}, "objective"),
         ({"kind": "exact"}, "kind"),
-        ({"kind": "closed_form", "objective": "elbo"}, "closed_form"),
+        ({"kind": "exact", "objective": "elbo"}, "exact"),
         ({"bounds": {"prior_precision": (1, 2)}}, "bounds"),
         ({"bounds": (1.0, 0.5)}, "low < high"),
         ({"num_samples": 0}, "num_samples"),

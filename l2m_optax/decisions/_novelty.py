@@ -1,0 +1,84 @@
+"""The alarm for inputs unlike the training data, whatever temperature the probabilities use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._classify import classify
+from l2m_optax.predict._outputs import check_outputs
+from l2m_optax.tuning._data import check_call
+
+_FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"
+
+
+def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
+    r"""How much a label would tell about the parameters at T = 1; high for inputs of another kind.
+
+    The mutual information of label and parameters,
+
+    $$I(y; \theta) = H\Big[\mathbb E_\theta\, p(y | x, \theta)\Big]
+      - \mathbb E_\theta\, H\big[p(y | x, \theta)\big], \qquad
+      \theta \sim N(\theta^*, (F + \delta)^{-1}),$$
+
+    is near 0 where the data determine the prediction, be it certain or torn, and at most log K.
+
+    One posterior has two readings. Probabilities use the temperature T that predicts labels of the
+    *training* distribution best. That T is often near 0, as a diagonal posterior over all layers is
+    too wide for them. With the covariance $T (F + \delta)^{-1}$ the information of all inputs
+    shrinks with T, and at T = 0 nothing is left of it. But an alarm is needed for inputs from
+    *elsewhere*, of which validation data say nothing. Only the order of its scores counts, and
+    the order needs the posterior's own width. So T plays no part here: `fit` and `tune` change
+    the probabilities and leave the alarm as it is.
+
+    Choose a threshold on held-out inputs of the usual kind, as a quantile of their scores.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, K); hashable.
+      posterior: a `Posterior` of a classifier; its own temperature plays no part.
+      inputs: what `apply_fn` takes, rows being examples.
+
+    Returns:
+      Scores in nats, shape (N,), float32 at least; the same in every call. Outputs of shape
+      (N, ..., K) have scores of shape (N, ...).
+
+    Raises:
+      ValueError: if there are no logits of at least two classes, the posterior is that of a
+        regression, or an example's outputs depend on others.
+      TypeError: if the arguments are in another order, or `apply_fn` is not hashable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.array([[1.0, 1.0], [0.0, 0.0]]))  # always 0
+      >>> posterior = l2m.laplace(jnp.eye(2), moment, num_data=100, batch_size=10, temperature=0.0)
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(l2m.decisions.novelty(lambda w, x: x @ w, posterior, x).round(1))
+      [0.  0.1]
+
+    Reference:
+      Houlsby et al., BALD (2011); Wenzel et al., How good is the Bayes posterior in deep neural
+      networks really? (2020), on temperatures below 1.
+    """
+    check_call(apply_fn, posterior)
+    _check_classifier(jax.eval_shape(apply_fn, posterior.mean, inputs), posterior)
+    at_one = posterior._replace(temperature=jnp.ones_like(posterior.temperature))
+    return classify(apply_fn, at_one, inputs).epistemic
+
+
+def _check_classifier(outputs: Any, posterior: Posterior) -> None:
+    """Refuse regressions: outputs that are no logits, or a noise variance that was fitted."""
+    shape = check_outputs(outputs).shape
+    if len(shape) < 2 or shape[-1] < 2:
+        expected = "logits of at least two classes, (N, K)"
+        raise ValueError(complaint("apply_fn", expected, f"shape {shape}", _FOR_NUMBERS))
+    noise = posterior.noise_variance
+    if is_concrete(noise) and np.any(np.asarray(noise) != 1):
+        got = f"a noise variance of {np.ravel(noise)[0]:.3g}"
+        raise ValueError(complaint("posterior", "one of a classifier", got, _FOR_NUMBERS))

@@ -1,0 +1,108 @@
+"""Training and validation data as `fit` takes them: counted once, and some examples kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from l2m_optax._support.checks import check_batched, complaint
+from l2m_optax._support.loaders import as_arrays, batches
+from l2m_optax._support.trees import rows
+from l2m_optax._support.types import PyTree
+from l2m_optax.tuning._targets import are_labels
+
+_BATCH = 1024
+"""Arrays are looked at so many examples at a time."""
+
+
+class Sample(NamedTuple):
+    """Some examples of the data, and how many there are.
+
+    Attributes:
+      inputs: a tree of arrays with a leading axis.
+      targets: an array with the same axis.
+      examples: number of examples of all the data.
+      per_example: observations an example: 1, or the length of its sequence of targets.
+    """
+
+    inputs: PyTree
+    targets: Any
+    examples: int
+    per_example: int
+
+
+def pairs(data: Any, name: str) -> Iterable[Any]:
+    """Batches of (inputs, targets) out of arrays, or a loader as it is.
+
+    Raises:
+      ValueError: if inputs and targets are not of one length.
+      TypeError: if there are no targets.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple | list):
+        inputs, targets = as_arrays(data)
+        check_batched((inputs, targets), name)
+        return [
+            jax.tree.map(lambda x, i=i: x[i : i + _BATCH], (inputs, targets))
+            for i in range(0, len(targets), _BATCH)
+        ]
+    if hasattr(data, "shape") or isinstance(data, dict | tuple):
+        remedy = "pass (inputs, targets), or a loader of such pairs"
+        got = f"a {type(data).__name__}"
+        raise TypeError(complaint(name, "a pair of arrays", got, remedy))
+    return data
+
+
+def sample(data: Any, name: str, most: int) -> Sample:
+    """At most so many examples, each as likely as any other; the same ones in every call.
+
+    Raises:
+      ValueError: if there are no data, a loader ends early, or lengths differ.
+      TypeError: if a loader does not yield pairs.
+    """
+    kept: Any
+    rng, kept, ranks, examples = np.random.default_rng(0), None, np.empty(0), 0
+    for inputs, targets in _checked(pairs(data, name), name):
+        examples += len(targets)
+        ranks = np.concatenate([ranks, rng.random(len(targets))])
+        best = np.sort(np.argsort(ranks, kind="stable")[:most])
+        kept = rows(_joined(kept, (inputs, targets)), best)
+        ranks = ranks[best]
+    inputs, targets = kept
+    # A label stands for itself, numbers for the row of them that is predicted at once.
+    per_example = targets.shape[1:] if are_labels(targets) else targets.shape[1:-1]
+    return Sample(inputs, targets, examples, math.prod(per_example))
+
+
+def _checked(loader: Iterable[Any], name: str) -> Iterator[tuple[PyTree, Any]]:
+    for batch in batches(loader, name, "reading"):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
+            got = f"a {type(batch).__name__}"
+            raise TypeError(complaint(name, "pairs (inputs, targets)", got, remedy))
+        inputs, targets = as_arrays(tuple(batch))
+        check_batched((inputs, targets), name)
+        yield inputs, targets
+
+
+def _joined(kept: Any, batch: Any) -> Any:
+    if kept is None:
+        return batch
+    return jax.tree.map(lambda *x: np.concatenate([np.asarray(leaf) for leaf in x]), kept, batch)
+
+
+def share_seen(validation: Sample, training: Any) -> float:
+    """The share of validation inputs that stand among the training inputs, byte for byte."""
+    wanted = {row for row in _as_bytes(validation.inputs)}
+    if not isinstance(training, tuple):
+        return 0.0
+    seen = wanted & {row for inputs, _ in pairs(training, "data") for row in _as_bytes(inputs)}
+    return sum(row in seen for row in _as_bytes(validation.inputs)) / len(validation.targets)
+
+
+def _as_bytes(inputs: PyTree) -> Iterator[bytes]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)]
+    return (b"".join(part.tobytes() for part in example) for example in zip(*leaves, strict=True))

@@ -1,0 +1,210 @@
+"""`fit`: read the moment, check its scale, propose posteriors, choose one, report."""
+
+from __future__ import annotations
+
+import warnings as python_warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
+from l2m_optax.fitting._data import Sample, pairs, sample, share_seen
+from l2m_optax.fitting._judges import Judge, Pair, judge_of
+from l2m_optax.fitting._report import Candidate, Report, of_the_scale
+from l2m_optax.posterior._laplace import laplace
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.posterior._selection import restrict
+from l2m_optax.predict._last_layer import last_layer
+from l2m_optax.tuning._scale_check import ScaleCheck, check_scale, likelihood_named, rescale
+from l2m_optax.tuning._targets import shape_of_outputs
+
+_EXAMPLES = 1024
+"""Training examples that the scale is checked on."""
+_VALIDATION = 2048
+"""Validation examples that are used, if there are more."""
+
+
+def fit(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    opt_state: PyTree,
+    *,
+    tx: Any = None,
+    data: Any,
+    batch_size: int | Sequence[int],
+    num_data: int | None = None,
+    likelihood: str | Likelihood = "categorical",
+    loss_scale: ArrayLike = 1.0,
+    prior_mean: PyTree | None = None,
+    validation: Any = None,
+) -> tuple[Posterior, Report]:
+    r"""A posterior that predicts no worse than the network alone, and a report of how it was made.
+
+    1. The second moment is read as `laplace` reads it.
+    2. The total of F is compared with the exact one of 1,024 training examples
+       (`tuning.check_scale`) and F is divided by the ratio. This one number mends sequences counted
+       for tokens, a forgotten `loss_scale`, ragged batches and the like; a ratio that is far from
+       1 gives a warning.
+    3. The prior precision, and for numbers the noise variance, are those of the evidence.
+    4. With validation data the last layer (`last_layer`) and all layers are tuned on them, T and
+       for numbers the noise. The better one is returned if it beats the network by more than a
+       standard error; if none does, T = 0, which is exactly the network. Without validation data
+       all layers get a small temperature: `tuning.cold_temperature` for classes, 0.03 for numbers.
+
+    Use `classify` or `regress` on what is returned.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> outputs`` as it predicts: no dropout, running
+        statistics of batch normalisation; hashable.
+      params: the trained parameters.
+      opt_state: the optimizer's state at the end of training.
+      tx: the optimizer; a state that was tracked or exposed needs none.
+      data: the training data: ``(inputs, targets)``, arrays or trees of them, or a loader of such
+        pairs. Targets are as in `tune`.
+      batch_size: examples behind one gradient: a number, or the sizes of an epoch's batches.
+      num_data: number of training examples; by default they are counted.
+      likelihood: ``"categorical"`` for class numbers, ``"gaussian"`` for real numbers, or a
+        function as in `tune`.
+      loss_scale: as in `laplace`.
+      prior_mean: as in `laplace`: in fine-tuning, the pre-trained weights.
+      validation: held-out data, given as `data` is.
+
+    Returns:
+      The `Posterior`, and a `fitting.Report`: print it.
+
+    Raises:
+      ValueError: as `laplace`; if targets do not fit the outputs, there are no data, or a loader
+        ends early.
+      TypeError: as `laplace`; if a loader does not yield pairs, or `apply_fn` is not hashable.
+      FloatingPointError: if parameters, moments or outputs hold NaN.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import l2m_optax as l2m
+      >>> x = jax.random.normal(jax.random.key(0), (200, 3))
+      >>> y = (x[:, 0] > 0).astype(int)
+      >>> apply_fn = lambda w, x: x @ w
+      >>> loss = lambda w, x, y: -l2m.likelihoods.categorical(apply_fn(w, x), y).mean()
+      >>> tx, w = optax.adam(0.1), jnp.zeros((3, 2))
+      >>> state = tx.init(w)
+      >>> for i in range(40):
+      ...     rows = slice(20 * (i % 10), 20 * (i % 10) + 20)
+      ...     updates, state = tx.update(jax.grad(loss)(w, x[rows], y[rows]), state, w)
+      ...     w = optax.apply_updates(w, updates)
+      >>> posterior, report = l2m.fit(apply_fn, w, state, tx=tx, data=(x, y), batch_size=20)
+      >>> report.chosen
+      'all layers'
+
+    Reference:
+      ``docs/choosing.md``.
+    """
+    named = likelihood_named(likelihood)
+    judge = judge_of(named, apply_fn)
+    some = sample(data, "data", _EXAMPLES)
+    held_out = None if validation is None else sample(validation, "validation", _VALIDATION)
+    start = laplace(
+        params,
+        opt_state,
+        tx=tx,
+        num_data=(num_data or some.examples) * some.per_example,
+        batch_size=_times(batch_size, some.per_example),
+        loss_scale=loss_scale,
+        prior_mean=prior_mean,
+    )
+    scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always", UserWarning)
+        proposed = _propose(apply_fn, _scaled(start, scale), some, judge, pairs(data, "data"))
+        if held_out is None:
+            found = _without_validation(apply_fn, proposed, some, judge)
+        else:
+            found = _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
+    warnings = (
+        *of_the_scale(scale),
+        *_of_validation(held_out, data),
+        *(str(w.message) for w in caught if issubclass(w.category, UserWarning)),
+    )
+    chosen, candidates, posterior = found
+    return posterior, Report(scale, candidates, chosen, held_out is not None, warnings)
+
+
+_NETWORK, _LAST, _ALL = "network", "last layer", "all layers"
+
+
+class _Found(NamedTuple):
+    """The name of the candidate that is taken, all of them, and the posterior."""
+
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    posterior: Posterior
+
+
+def _times(batch_size: int | Sequence[int], per_example: int) -> Any:
+    if isinstance(batch_size, int | np.integer):
+        return batch_size * per_example
+    return [size * per_example for size in batch_size]
+
+
+def _scaled(posterior: Posterior, scale: ScaleCheck) -> Posterior:
+    """Divided by the ratio, where there is one: not of gradients that are all 0."""
+    ratio = float(scale.ratio)
+    return rescale(posterior, ratio) if 0 < ratio < np.inf else posterior
+
+
+def _propose(
+    apply_fn: ApplyFn, posterior: Posterior, some: Sample, judge: Judge, loader: Any
+) -> dict[str, Posterior]:
+    """The last layer, where there is one, and all layers, with their evidence's prior."""
+    proposed = {_ALL: posterior}
+    try:
+        leaves = last_layer(apply_fn, posterior.mean, some.inputs)
+    except ValueError:  # no leaf in which the outputs are linear
+        pass
+    else:
+        proposed[_LAST] = restrict(posterior, leaves)
+    return {name: judge.prior(p, loader).posterior for name, p in proposed.items()}
+
+
+def _without_validation(
+    apply_fn: ApplyFn, proposed: dict[str, Posterior], some: Sample, judge: Judge
+) -> _Found:
+    shape = shape_of_outputs(apply_fn, proposed[_ALL].mean, some.inputs).shape
+    posterior = judge.cold(proposed[_ALL], shape[-1])
+    nan = float("nan")
+    candidates = (
+        Candidate(_NETWORK, 0.0, nan, nan, nan, {}),
+        Candidate(_ALL, float(np.asarray(posterior.temperature)), nan, nan, nan, {}),
+    )
+    return _Found(_ALL, candidates, posterior)
+
+
+def _by_validation(proposed: dict[str, Posterior], pair: Pair, judge: Judge) -> _Found:
+    """The best that beats the network by more than a standard error."""
+    posteriors = {_NETWORK: judge.mode(proposed[_ALL], pair)}
+    posteriors |= {name: judge.tuned(p, pair).posterior for name, p in proposed.items()}
+    verdicts = {name: judge.verdict(p, pair) for name, p in posteriors.items()}
+    network = verdicts[_NETWORK].log_probs
+
+    def candidate(name: str) -> Candidate:
+        log_probs, figures = verdicts[name]
+        gains = log_probs - network
+        error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else np.inf
+        temperature = float(np.asarray(posteriors[name].temperature))
+        return Candidate(
+            name, temperature, float(-log_probs.mean()), float(gains.mean()), error, figures
+        )
+
+    candidates = tuple(map(candidate, posteriors))
+    better = [c for c in candidates if c.gain > c.standard_error]
+    chosen = max(better, key=lambda c: c.gain).name if better else _NETWORK
+    return _Found(chosen, candidates, posteriors[chosen])
+
+
+def _of_validation(held_out: Sample | None, data: Any) -> Iterator[str]:
+    share = 0.0 if held_out is None else share_seen(held_out, data)
+    if share > 0.1:
+        yield (
+            f"{share:.0%} of the validation inputs stand among the training inputs, so that what "
+            "they say is too good: hold data out of training"
+        )

@@ -1,0 +1,164 @@
+"""What `fit` needs of a likelihood: how to predict, how to judge that, how to choose T."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2m_optax._support.types import ApplyFn, Array, Likelihood, PyTree
+from l2m_optax.likelihoods import gaussian
+from l2m_optax.metrics import (
+    accuracy,
+    expected_calibration_error,
+    interval_coverage,
+    root_mean_squared_error,
+)
+from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._classify import classify
+from l2m_optax.predict._linearized import linearized
+from l2m_optax.predict._regress import regress
+from l2m_optax.tuning._calibrate import calibrate_noise, calibrate_temperature, with_noise
+from l2m_optax.tuning._cold import OF_NUMBERS, cold_temperature
+from l2m_optax.tuning._evidence import effective_parameters
+from l2m_optax.tuning._fit import Fit
+from l2m_optax.tuning._noise import fit_noise_variance
+from l2m_optax.tuning._objectives import mean_over_draws
+from l2m_optax.tuning._prior import fit_prior_precision
+from l2m_optax.tuning._validation import tune
+
+_LEVEL = 0.9
+_DRAWS = 64
+"""The draws of a likelihood that has no exact predictive."""
+
+
+class Verdict(NamedTuple):
+    """How held-out data were predicted.
+
+    Attributes:
+      log_probs: of each example, a mean over its observations, shape (n,).
+      figures: accuracy and ECE, or RMSE and coverage of the 90% interval, by name.
+    """
+
+    log_probs: np.ndarray
+    figures: dict[str, float]
+
+
+Pair: TypeAlias = tuple[PyTree, Any]
+
+
+class Judge(NamedTuple):
+    """One likelihood.
+
+    Attributes:
+      prior: ``prior(posterior, pairs)``: prior precision, and noise, by the evidence.
+      tuned: ``tuned(posterior, pair)``: T, and noise, by validation data.
+      mode: ``mode(posterior, pair)``: the network alone; its noise by the validation data.
+      cold: ``cold(posterior, num_outputs)``: T, and noise, without validation data.
+      verdict: ``verdict(posterior, pair)``.
+    """
+
+    prior: Callable[[Posterior, Any], Fit]
+    tuned: Callable[[Posterior, Pair], Fit]
+    mode: Callable[[Posterior, Pair], Posterior]
+    cold: Callable[[Posterior, int], Posterior]
+    verdict: Callable[[Posterior, Pair], Verdict]
+
+
+def judge_of(likelihood: str | Likelihood, apply_fn: ApplyFn) -> Judge:
+    """The judge of a likelihood."""
+    if likelihood == "categorical":
+        return _of_classes(apply_fn)
+    if likelihood == "gaussian":
+        return _of_numbers(apply_fn)
+    return _of_function(apply_fn, likelihood)  # type: ignore[arg-type]  # a function
+
+
+def at_mode(posterior: Posterior) -> Posterior:
+    """The same at temperature 0."""
+    return posterior._replace(temperature=jnp.zeros(()))
+
+
+def _of_classes(apply_fn: ApplyFn) -> Judge:
+    def verdict(posterior: Posterior, pair: Pair) -> Verdict:
+        inputs, labels = pair
+        probs, labels = classify(apply_fn, posterior, inputs).probs, jnp.asarray(labels)
+        of_label = jnp.take_along_axis(probs, labels[..., None], axis=-1)[..., 0]
+        log_probs = jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
+        flat, labels = probs.reshape(-1, probs.shape[-1]), labels.ravel()
+        figures = {
+            "accuracy": float(accuracy(flat, labels)),
+            "ECE": float(expected_calibration_error(flat, labels)),
+        }
+        return Verdict(_by_example(log_probs), figures)
+
+    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
+        return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
+
+    return Judge(
+        lambda posterior, _: fit_prior_precision(posterior),
+        lambda posterior, pair: calibrate_temperature(apply_fn, posterior, *pair),
+        lambda posterior, _: at_mode(posterior),
+        cold,
+        verdict,
+    )
+
+
+def _of_numbers(apply_fn: ApplyFn) -> Judge:
+    def mode(posterior: Posterior, pair: Pair) -> Posterior:
+        inputs, targets = pair
+        residuals = jnp.asarray(targets) - apply_fn(posterior.mean, inputs)
+        noise = jnp.mean(jnp.square(residuals))
+        return at_mode(with_noise(posterior, jnp.maximum(noise, np.finfo(noise.dtype).tiny)))
+
+    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
+        number = jnp.asarray(posterior.num_data) * num_outputs  # each of them has its residual
+        gamma = effective_parameters(posterior)
+        noise = posterior.noise_variance * (number - gamma) / (number - OF_NUMBERS * gamma)
+        return with_noise(posterior, noise)._replace(temperature=jnp.asarray(OF_NUMBERS))
+
+    def verdict(posterior: Posterior, pair: Pair) -> Verdict:
+        inputs, targets = pair
+        predicted, targets = regress(apply_fn, posterior, inputs), jnp.asarray(targets)
+        log_probs = gaussian(predicted.mean, targets, predicted.total)
+        covered = interval_coverage(predicted.mean, predicted.total, targets, level=_LEVEL)
+        figures = {
+            "RMSE": float(root_mean_squared_error(predicted.mean, targets)),
+            "in 90%": float(covered),
+        }
+        return Verdict(_by_example(log_probs), figures)
+
+    return Judge(
+        lambda posterior, loader: fit_noise_variance(apply_fn, posterior, loader),
+        lambda posterior, pair: calibrate_noise(apply_fn, posterior, *pair),
+        mode,
+        cold,
+        verdict,
+    )
+
+
+def _of_function(apply_fn: ApplyFn, likelihood: Likelihood) -> Judge:
+    def verdict(posterior: Posterior, pair: Pair) -> Verdict:
+        inputs, targets = pair
+        draws = linearized(
+            jax.random.key(0), apply_fn, posterior, inputs, num_samples=_DRAWS, antithetic=True
+        )
+        return Verdict(_by_example(mean_over_draws(likelihood(draws, jnp.asarray(targets)))), {})
+
+    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
+        return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
+
+    return Judge(
+        lambda posterior, _: fit_prior_precision(posterior),
+        lambda posterior, pair: tune(apply_fn, posterior, *pair, likelihood=likelihood),
+        lambda posterior, _: at_mode(posterior),
+        cold,
+        verdict,
+    )
+
+
+def _by_example(log_probs: Array) -> np.ndarray:
+    return np.asarray(log_probs, np.float64).reshape(len(log_probs), -1).mean(axis=1)

@@ -1,0 +1,156 @@
+"""Class probabilities of a network and its posterior: one call, no key, the same answer always."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import check_batched, check_hashable, complaint
+from l2m_optax._support.chunks import equal_parts, over_chunks
+from l2m_optax._support.trees import fill
+from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax.posterior._drawing import deviations
+from l2m_optax.posterior._posterior import Posterior, free_mean
+from l2m_optax.predict._integral import has_exact_integral, offsets_and_points, over_offsets
+from l2m_optax.predict._outputs import (
+    check_independent,
+    check_outputs,
+    check_rows,
+    if_independent,
+    influence,
+)
+from l2m_optax.predict._summaries import Classification
+from l2m_optax.predict._variance import output_covariance
+
+_PAIRS = 32
+"""Mirrored pairs of draws: in all about what the exact covariance of 128 logits costs."""
+
+
+def classify(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    *,
+    chunk_size: int | None = None,
+) -> Classification:
+    r"""Class probabilities, and how much of their entropy comes from the parameters.
+
+    The logits of the linearised network are Gaussian with mean $f(x, \theta^*)$ and covariance
+    $J \Sigma J^\top$, which `output_covariance` computes exactly. No parameters are drawn: the
+    softmax is averaged over 256 fixed points of that Gaussian, see `predict.softmax_integral`.
+    Where one input has more than 128 logits, as a sequence of tokens does, 64 mirrored draws of
+    `linearized` stand in for the covariance, always the same ones. At temperature 0 the
+    probabilities are those of the network itself, and `epistemic` is 0.
+
+    Args:
+      apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, ..., K), with K at least 2;
+        hashable, and compiled once for each function object.
+      posterior: a `Posterior`.
+      inputs: a tree of arrays with a leading axis of N examples.
+      chunk_size: examples side by side, or draws where draws are taken; by default as many as a
+        few dozen MiB hold.
+
+    Returns:
+      A `Classification` of shape (N, ...), in float32 at least.
+
+    Raises:
+      ValueError: if there are fewer than two logits, or as `output_covariance`.
+      TypeError: as `output_covariance`.
+      FloatingPointError: if a logit is NaN or infinite; inside `jax.jit` the result is NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones((3, 2)))
+      >>> posterior = l2m.laplace(jnp.eye(3, 2), moment, num_data=100, batch_size=10)
+      >>> p = l2m.classify(lambda w, x: x @ w, posterior, jnp.ones((7, 3)))
+      >>> p.probs.shape, p.epistemic.shape
+      ((7, 2), (7,))
+    """
+    predicted = at_temperatures(apply_fn, posterior, inputs, None, chunk_size)
+    check_rows(predicted.probs)
+    return predicted
+
+
+def at_temperatures(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    temperatures: Array | None,
+    chunk_size: int | None = None,
+) -> Classification:
+    """`classify` at the posterior's temperature, or at several, on a leading axis, for one price.
+
+    Several are multiples of the posterior's own: at a temperature of 1 they are what they say.
+    """
+    check_hashable("apply_fn", apply_fn)
+    check_batched(inputs)
+    shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
+    _check_classes(shape)
+    if has_exact_integral(shape[1:]):
+        covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
+        return _of_covariance(apply_fn, posterior, inputs, covariance, temperatures)
+    drawn = deviations(jax.random.key(0), posterior, _PAIRS)
+    chunk_size = chunk_size or equal_parts(math.prod(shape[1:]), shape[0])
+    predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, temperatures, chunk_size)
+    check_independent(coupled)
+    return predicted
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_covariance(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    covariance: Array,
+    temperatures: Array | None,
+) -> Classification:
+    logits = apply_fn(posterior.mean, inputs).astype(covariance.dtype)
+    return _scaled(logits, *offsets_and_points(covariance), temperatures)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _of_draws(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    drawn: PyTree,
+    temperatures: Array | None,
+    chunk_size: int,
+) -> tuple[Classification, Array]:
+    """Of as many logits as draws make cheaper than covariances; the draws are always the same."""
+
+    def of_chunk(inputs: PyTree) -> Classification:
+        logits, push = jax.linearize(
+            lambda free: apply_fn(fill(free, posterior.mean), inputs), free_mean(posterior)
+        )
+        return _scaled(logits, push, drawn, temperatures)
+
+    coupled = influence(apply_fn, posterior, inputs)
+    axis = 0 if temperatures is None else 1
+    predicted = over_chunks(of_chunk, inputs, chunk_size, axis)
+    return jax.tree.map(lambda x: if_independent(x, coupled), predicted), coupled
+
+
+def _scaled(
+    logits: Array, offset_of: Callable[[Any], Array], points: PyTree, temperatures: Array | None
+) -> Classification:
+    """The summary with offsets as they are, or times the root of each temperature."""
+    if temperatures is None:
+        return over_offsets(logits, offset_of, points)
+    # What does not depend on the temperature, the offset itself, is computed once for all.
+    return jax.vmap(
+        lambda root: over_offsets(logits, lambda point: root * offset_of(point), points)
+    )(jnp.sqrt(temperatures))
+
+
+def _check_classes(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2 or shape[-1] < 2:
+        remedy = "for one binary logit return jnp.concatenate([0 * z, z], -1); for numbers: regress"
+        expected = "logits of shape (N, ..., K), K > 1"
+        raise ValueError(complaint("apply_fn", expected, str(shape), remedy))

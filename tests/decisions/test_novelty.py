@@ -1,0 +1,71 @@
+"""The alarm: information in a label about the parameters, at temperature 1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+import l2m_optax as l2m
+from l2m_optax.decisions import novelty
+
+W = jnp.array([[1.0, -1.0, 0.0], [0.5, 0.0, -0.5]])
+X = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, -3.0], [0.0, 12.0], [0.01, 0.0]])
+
+
+def linear(w, x):
+    return x @ w
+
+
+def posterior_at(temperature):
+    moment = l2m.SecondMoment(nu=jnp.array([[1.0, 2.0, 0.5], [0.3, 0.1, 0.2]]))
+    return l2m.laplace(
+        W, moment, num_data=6, batch_size=1, temperature=temperature, prior_precision=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Mutual information by 100,000 draws of the logits of each input, at T = 1."""
+    variance = np.square(X) @ np.asarray(l2m.variance(posterior_at(1.0)), np.float64)
+    noise = np.random.default_rng(0).normal(size=(100_000, 1, 3))
+    probs = special.softmax(np.asarray(X @ W) + np.sqrt(variance) * noise, axis=-1)
+    entropy = special.entr(probs.mean(0)).sum(-1)
+    return entropy - special.entr(probs).sum(-1).mean(0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0, 30.0])
+def test_it_is_the_mutual_information_at_temperature_one(temperature, exact):
+    found = novelty(linear, posterior_at(temperature), X)
+    assert found.shape == (5,)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=0.12, atol=1e-5)
+
+
+def test_it_is_deterministic():
+    found = [novelty(linear, posterior_at(0.1), X) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_under_jit():
+    compiled = jax.jit(lambda p: novelty(linear, p, X))(posterior_at(0.0))
+    np.testing.assert_allclose(compiled, novelty(linear, posterior_at(0.0), X), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "one", [lambda w, x: x @ w[:, :1], lambda w, x: (x @ w)[:, 0]], ids=["column", "row"]
+)
+def test_outputs_without_classes_are_refused(one):
+    with pytest.raises(ValueError, match=r"apply_fn: expected logits.*output_variance"):
+        novelty(one, posterior_at(1.0), X)
+
+
+def test_a_posterior_with_a_fitted_noise_is_refused():
+    regression = posterior_at(1.0)._replace(noise_variance=jnp.float32(0.3))
+    with pytest.raises(ValueError, match=r"posterior: expected one of a classifier.*output_var"):
+        novelty(linear, regression, X)
+
+
+def test_arguments_in_another_order_are_refused():
+    with pytest.raises(TypeError, match="apply_fn: expected a function, got a Posterior"):
+        novelty(posterior_at(1.0), linear, X)

@@ -1,0 +1,211 @@
+"""`fit`: what it chooses, that it is never worse than the network, what it says and refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import network, network_params
+
+import l2m_optax as l2m
+
+TX = optax.adam(2e-2)
+
+
+def loss_of_labels(params, x, y):
+    return -jnp.mean(l2m.likelihoods.categorical(network(params, x), y))
+
+
+def loss_of_numbers(params, x, y):
+    return jnp.mean(jnp.square(network(params, x) - y))
+
+
+def train(loss, x, y, steps, batch_size=16):
+    """Batches in order, as a scan."""
+
+    def step(carry, i):
+        params, state = carry
+        rows = (i * batch_size + jnp.arange(batch_size)) % len(x)
+        updates, state = TX.update(jax.grad(loss)(params, x[rows], y[rows]), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = network_params(jax.random.key(0))
+    return jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps))[0])((params, TX.init(params)))
+
+
+def inputs_and_logits(seed, number):
+    x = jax.random.normal(jax.random.key(seed), (number, 4))
+    truth = network_params(jax.random.key(11))
+    return x, network(truth, x)
+
+
+def labelled(seed, number):
+    x, logits = inputs_and_logits(seed, number)
+    return x, jax.random.categorical(jax.random.key(seed + 100), logits)
+
+
+def measured(seed, number):
+    x, means = inputs_and_logits(seed, number)
+    return x, means + jax.random.normal(jax.random.key(seed + 100), means.shape)
+
+
+@pytest.fixture(scope="module")
+def overfitted():
+    """48 examples with random parts, fitted to the end: too sure of everything."""
+    data = labelled(1, 48)
+    return *train(loss_of_labels, *data, 3000), data
+
+
+@pytest.fixture(scope="module")
+def regression():
+    data = measured(1, 48)
+    return *train(loss_of_numbers, *data, 3000), data
+
+
+def nll(posterior, x, y):
+    return float(l2m.metrics.negative_log_likelihood(l2m.classify(network, posterior, x).probs, y))
+
+
+def test_without_validation_data_it_beats_a_network_that_is_too_sure(overfitted):
+    params, state, data = overfitted
+    posterior, report = l2m.fit(network, params, state, tx=TX, data=data, batch_size=16)
+    x, y = labelled(2, 500)
+    network_alone = nll(posterior._replace(temperature=jnp.zeros(())), x, y)
+    assert nll(posterior, x, y) < network_alone
+    assert report.chosen == "all layers" and not report.validated
+    assert 0 < float(posterior.temperature) <= 0.01
+
+
+def test_validation_data_choose_what_gains_more_than_its_error(overfitted):
+    params, state, data = overfitted
+    held_out = labelled(3, 300)
+    posterior, report = l2m.fit(
+        network, params, state, tx=TX, data=data, batch_size=16, validation=held_out
+    )
+    by_name = {c.name: c for c in report.candidates}
+    best = by_name[report.chosen]
+    assert report.validated and best.gain > best.standard_error
+    assert best.gain == max(c.gain for c in report.candidates)
+    np.testing.assert_allclose(best.nll, nll(posterior, *held_out), rtol=1e-4)
+    np.testing.assert_allclose(by_name["network"].nll - best.gain, best.nll, rtol=1e-4)
+    assert set(best.figures) == {"accuracy", "ECE"}
+    x, y = labelled(2, 500)
+    assert nll(posterior, x, y) < nll(posterior._replace(temperature=jnp.zeros(())), x, y)
+
+
+def test_a_network_that_is_unsure_stays_as_it_is():
+    """After a few steps of training no candidate helps: T = 0, and the alarm still works."""
+    data = labelled(1, 256)
+    params, state = train(loss_of_labels, *data, 30)
+    x, _ = inputs_and_logits(3, 200)
+    held_out = x, network(params, x).argmax(-1)  # it is right on all of them, and does not know
+    posterior, report = l2m.fit(
+        network, params, state, tx=TX, data=data, batch_size=16, validation=held_out
+    )
+    assert report.chosen == "network" and float(posterior.temperature) == 0.0
+    assert "the network alone" in str(report)
+    expected = jax.nn.softmax(network(params, x))
+    np.testing.assert_allclose(l2m.classify(network, posterior, x).probs, expected, rtol=1e-5)
+    assert np.all(l2m.decisions.novelty(network, posterior, x) > 0)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_numbers_have_intervals_that_hold(regression, validated):
+    params, state, data = regression
+    posterior, report = l2m.fit(
+        network,
+        params,
+        state,
+        tx=TX,
+        data=data,
+        batch_size=16,
+        likelihood="gaussian",
+        loss_scale=2.0 / 3.0,
+        validation=measured(3, 200) if validated else None,
+    )
+    x, y = measured(2, 500)
+    p = l2m.regress(network, posterior, x)
+    residual = float(jnp.mean(jnp.square(network(params, data[0]) - data[1])))
+
+    def of(variance):
+        return float(jnp.mean(l2m.metrics.gaussian_negative_log_likelihood(p.mean, variance, y)))
+
+    assert of(p.total) < of(jnp.full_like(p.total, residual))
+    if validated:
+        assert 0.86 < float(l2m.metrics.interval_coverage(p.mean, p.total, y, level=0.9)) < 0.94
+        assert "in 90%" in str(report) and "RMSE" in str(report)
+
+
+def test_a_likelihood_of_ones_own(overfitted):
+    params, state, data = overfitted
+
+    def likelihood(outputs, targets):
+        return l2m.likelihoods.categorical(outputs, targets)
+
+    options = {"tx": TX, "data": data, "batch_size": 16, "validation": labelled(3, 300)}
+    _, report = l2m.fit(network, params, state, likelihood=likelihood, **options)
+    _, by_name = l2m.fit(network, params, state, **options)
+    assert report.chosen == by_name.chosen
+    np.testing.assert_allclose(
+        min(c.nll for c in report.candidates), min(c.nll for c in by_name.candidates), atol=0.05
+    )
+
+
+def test_a_loader_is_as_good_as_arrays(overfitted):
+    params, state, (x, y) = overfitted
+    loader = [(x[i : i + 20], y[i : i + 20]) for i in range(0, 48, 20)]
+    one, _ = l2m.fit(network, params, state, tx=TX, data=(x, y), batch_size=16)
+    other, _ = l2m.fit(network, params, state, tx=TX, data=loader, batch_size=[16, 16, 16])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_validation_data_that_were_trained_on_are_noticed(overfitted):
+    params, state, data = overfitted
+    _, report = l2m.fit(network, params, state, tx=TX, data=data, batch_size=16, validation=data)
+    assert any("100% of the validation inputs" in text for text in report.warnings)
+    assert "warning: 100%" in str(report)
+
+
+X, Y = np.ones((20, 4), np.float32), np.zeros(20, np.int32)
+BAD = {
+    "labels out of range": ({"data": (X, Y + 3)}, ValueError, "classes from 0 to 2"),
+    "one label for many": ({"data": (X, Y[:1])}, ValueError, "leading axis"),
+    "a row of numbers": (
+        {"data": (X, np.zeros(20, np.float32)), "likelihood": "gaussian"},
+        ValueError,
+        "targets",
+    ),
+    "no data": ({"data": (X[:0], Y[:0])}, ValueError, "leading axis"),
+    "an empty loader": ({"data": []}, ValueError, "at least one batch"),
+    "inputs alone": ({"data": X}, TypeError, "a pair of arrays"),
+    "a loader of inputs": ({"data": [X]}, TypeError, "pairs"),
+    "NaN": ({"data": (X * np.nan, Y)}, FloatingPointError, "NaN"),
+    "an unknown likelihood": ({"likelihood": "poisson"}, ValueError, "'categorical' or 'gaussian'"),
+    "labels as numbers": ({"likelihood": "gaussian"}, ValueError, "real numbers for"),
+    "bad validation data": ({"validation": (X, Y + 3)}, ValueError, "classes from 0 to 2"),
+}
+
+
+class Ending:
+    """A loader that says it holds two batches, and yields one."""
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        yield X, Y
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name, overfitted):
+    params, state, data = overfitted
+    change, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        l2m.fit(network, params, state, **({"tx": TX, "data": data, "batch_size": 16} | change))
+
+
+def test_a_loader_that_ends_early_is_refused(overfitted):
+    params, state, _ = overfitted
+    with pytest.raises(ValueError, match="2 batches"):
+        l2m.fit(network, params, state, tx=TX, data=Ending(), batch_size=16)
