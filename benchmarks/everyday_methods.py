@@ -29,6 +29,8 @@ class Classes(NamedTuple):
 
     probs: np.ndarray
     novelty: np.ndarray
+    chosen: str = "-"  # what `fit` chose
+    temperature: float = np.nan
 
 
 class Numbers(NamedTuple):
@@ -37,6 +39,8 @@ class Numbers(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray
     half: np.ndarray
+    chosen: str = "-"
+    temperature: float = np.nan
 
 
 def inputs(task: Task) -> np.ndarray:
@@ -155,7 +159,7 @@ def regressed(task: Task, posterior) -> Numbers:
 
 def front_door(task: Task, validation=None) -> Classes | Numbers:
     options = {} if task.prior_mean is None else {"prior_mean": task.prior_mean}
-    posterior, _ = l2m.fit(
+    posterior, said = l2m.fit(
         task.apply_fn,
         task.params,
         task.opt_state,
@@ -167,10 +171,13 @@ def front_door(task: Task, validation=None) -> Classes | Numbers:
         loss_scale=task.loss_scale,
         **options,
     )
+    choice = {"chosen": said.chosen, "temperature": float(posterior.temperature)}
     if task.kind == "gaussian":
-        return regressed(task, posterior)
-    novelty = functools.partial(l2m.decisions.novelty, task.apply_fn, posterior)
-    return classified(task, posterior)._replace(novelty=in_chunks(novelty, inputs(task)))
+        return regressed(task, posterior)._replace(**choice)
+    novelty = in_chunks(
+        functools.partial(l2m.decisions.novelty, task.apply_fn, posterior), inputs(task)
+    )
+    return classified(task, posterior)._replace(novelty=novelty, **choice)
 
 
 def front_door_of_validation(task: Task) -> Classes | Numbers:

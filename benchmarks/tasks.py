@@ -30,7 +30,7 @@ FAITHFUL = 0.86, 0.94  # the shares of the data that a 90% interval should hold
 class Result(NamedTuple):
     """Figures of a method on one task under one seed, and the NLL of every test input."""
 
-    figures: dict[str, float]
+    figures: dict[str, float | str]
     losses: np.ndarray
 
 
@@ -73,9 +73,11 @@ def scored(method: Callable[[Task], Any], task: Task) -> Result | str:
         found = method(task)
     except Exception as error:
         return report.failure(error)
+    seconds = time.perf_counter() - start
     score = of_numbers if task.kind == "gaussian" else of_classes
     figures, losses = score(found, task)
-    return Result({**figures, "seconds": time.perf_counter() - start}, losses)
+    more = {"chosen": found.chosen, "T": found.temperature, "seconds": seconds}
+    return Result(figures | more, losses)
 
 
 def difference(found: list[Result], mode: list[Result]) -> tuple[float, float]:
