@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,23 +43,27 @@ def equal_parts(entries: int, number: int, times: int = 1) -> int:
     return math.ceil(number / math.ceil(number / most))
 
 
-def over_chunks(
-    function: Callable[[PyTree], Any], inputs: PyTree, chunk_size: int, axis: int = 0
-) -> Any:
-    """`function` of so many rows of `inputs` at a time, joined along an axis of its result."""
-    number = len(jax.tree.leaves(inputs)[0])
-    whole = number - number % chunk_size
-    parts = []
-    if whole:
-        stacked = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), inputs)
-        mapped = jax.lax.map(function, stacked)
-        parts.append(jax.tree.map(lambda x: _unstacked(x, axis), mapped))
-    if whole < number:
-        parts.append(function(jax.tree.map(lambda x: x[whole:], inputs)))
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
+def over_chunks(f: Callable[[PyTree], PyTree], xs: PyTree, size: int) -> PyTree:
+    """As ``jax.vmap(f)(xs)``, of at most `size` entries side by side.
 
+    All chunks have one size, so that `f` is compiled once: the last begins where the one before has
+    not ended, and what it computes again is left out.
+    """
+    number = len(jax.tree.leaves(xs)[0])
+    chunks = math.ceil(number / size)
+    if chunks == 1:
+        return jax.vmap(f)(xs)
+    size = math.ceil(number / chunks)
+    again = chunks * size - number
 
-def _unstacked(x: jax.Array, axis: int) -> jax.Array:
-    """The leading axis of chunks joined with the axis of rows."""
-    moved = jnp.moveaxis(x, 0, axis)
-    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+    def chunk(start: PyTree) -> PyTree:
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), xs)
+        return jax.vmap(f)(part)
+
+    def joined(y: PyTree) -> PyTree:
+        flat = y.reshape(-1, *y.shape[2:])
+        whole = flat[: (chunks - 1) * size]
+        return jnp.concatenate([whole, flat[len(whole) + again :]]) if again else flat
+
+    starts = jnp.minimum(jnp.arange(chunks) * size, number - size)
+    return jax.tree.map(joined, jax.lax.map(chunk, starts))

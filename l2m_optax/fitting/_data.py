@@ -95,12 +95,17 @@ def _joined(kept: Any, batch: Any) -> Any:
 
 
 def share_seen(validation: Sample, training: Any) -> float:
-    """The share of validation inputs that stand among the training inputs, byte for byte."""
-    wanted = {row for row in _as_bytes(validation.inputs)}
-    if not isinstance(training, tuple):
+    """The share of validation inputs that stand among the training inputs, byte for byte.
+
+    Of a loader that is no list nothing is said: it would have to be read once more.
+    """
+    if not isinstance(training, tuple | list):
         return 0.0
-    seen = wanted & {row for inputs, _ in pairs(training, "data") for row in _as_bytes(inputs)}
-    return sum(row in seen for row in _as_bytes(validation.inputs)) / len(validation.targets)
+    held_out = list(_as_bytes(validation.inputs))
+    wanted, seen = set(held_out), set[bytes]()
+    for inputs, _ in pairs(training, "data"):
+        seen.update(example for example in _as_bytes(inputs) if example in wanted)
+    return sum(example in seen for example in held_out) / len(held_out)
 
 
 def _as_bytes(inputs: PyTree) -> Iterator[bytes]:

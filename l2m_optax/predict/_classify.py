@@ -21,8 +21,8 @@ from l2m_optax.predict._outputs import (
     check_independent,
     check_outputs,
     check_rows,
+    coupling,
     if_independent,
-    influence,
 )
 from l2m_optax.predict._summaries import Classification
 from l2m_optax.predict._variance import output_covariance
@@ -125,15 +125,17 @@ def _of_draws(
 ) -> tuple[Classification, Array]:
     """Of as many logits as draws make cheaper than covariances; the draws are always the same."""
 
-    def of_chunk(inputs: PyTree) -> Classification:
+    def of_one(example: PyTree) -> Classification:
+        batch = jax.tree.map(lambda x: x[None], example)
         logits, push = jax.linearize(
-            lambda free: apply_fn(fill(free, posterior.mean), inputs), free_mean(posterior)
+            lambda free: apply_fn(fill(free, posterior.mean), batch)[0], free_mean(posterior)
         )
         return _scaled(logits, push, drawn, temperatures)
 
-    coupled = influence(apply_fn, posterior, inputs)
-    axis = 0 if temperatures is None else 1
-    predicted = over_chunks(of_chunk, inputs, chunk_size, axis)
+    coupled = coupling(apply_fn, posterior, inputs)
+    predicted = over_chunks(of_one, inputs, chunk_size)
+    if temperatures is not None:
+        predicted = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), predicted)
     return jax.tree.map(lambda x: if_independent(x, coupled), predicted), coupled
 
 

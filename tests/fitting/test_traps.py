@@ -129,6 +129,16 @@ def clipped_outside(x, y):
     return Trained(*after, ADAM, {"batch_size": 32})
 
 
+def clipped_in_the_chain(x, y):
+    """What stands behind the clipping is passed, as the refusal of the whole chain advises."""
+    adam = optax.adam(1e-2)
+    tx = optax.chain(optax.clip_by_global_norm(0.05), adam)
+    params, state = run(tx, mean_loss, shuffled(NUM, 32, 60), x, y)
+    with pytest.raises(TypeError, match=r"opt_state\[1\], and tx=adam"):
+        l2m.second_moment(state, params, tx=tx)
+    return Trained(params, state[1], adam, {"batch_size": 32})
+
+
 def exact(params, x, y, num_data):
     """The total of the empirical Fisher by single gradients."""
 
@@ -150,6 +160,7 @@ TRAPS = {
     "early stopping": (stopped_early, None, None),
     "loss scale forgotten": (forgotten_scale, 500, "loss_scale"),
     "clipped in the loop": (clipped_outside, None, "clipped"),
+    "clipped in the chain": (clipped_in_the_chain, None, "clipped"),
 }
 
 
@@ -161,7 +172,6 @@ def test_after_the_check_f_has_the_right_size(trap, data):
         network, trained.params, trained.opt_state, tx=trained.tx, data=data, **trained.said
     )
     assert 0.75 < total(posterior) / exact(trained.params, *data, NUM) < 1.33
-    print(trap, float(report.scale.ratio))
     assert at_least is None or float(report.scale.ratio) > at_least
     assert said is None or any(said in text for text in report.warnings)
     assert f"{float(report.scale.ratio):.2g} times" in str(report)

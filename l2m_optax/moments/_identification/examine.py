@@ -47,7 +47,10 @@ def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoRetu
     if not isinstance(behind, str):
         effect = clipping_effect(probe, sorted({m.path for m in behind.values() if m is not None}))
         got = f"one of gradients that are clipped when they are large: {effect}"
-        remedy = f"{TRACK}, before the clipping"
+        remedy = (
+            f"{TRACK}, before the clipping; or pass what stands behind it to l2m_optax.fit, which "
+            "measures the scale: of chain(clip, adam) the state's part opt_state[1], and tx=adam"
+        )
     elif not isinstance(assign(attempt(record, program, scope, size=0.0)), str):
         got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {TRACK}"
