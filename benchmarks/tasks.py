@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import everyday
 import everyday_methods as ways
+import jax
 import numpy as np
 import report
 from everyday import Task
@@ -101,6 +102,7 @@ def compare(name: str, methods: Mapping[str, Callable[[Task], Any]]) -> dict[str
                 table[method] = result
             else:
                 table.setdefault(method, []).append(result)
+        jax.clear_caches()  # thousands of programs, one for each function, would fill the memory
         print(name, seed, flush=True)
     return table
 
