@@ -182,6 +182,16 @@ def start(recipe: Recipe, data: Data, seed: int) -> tuple[Any, Any]:
 
 
 @functools.cache
+def plain(network: nn.Module) -> Callable[[Any, Any], jax.Array]:
+    """One function for all seeds, so that what is compiled for the first serves all."""
+    return lambda params, x: network.apply({"params": params}, x)
+
+
+def with_statistics(network: nn.Module, rest: Any) -> Callable[[Any, Any], jax.Array]:
+    return lambda params, x: network.apply({"params": params, **rest}, x)
+
+
+@functools.cache
 def trained(name: str, seed: int) -> Task:
     """The task under this name, trained or read from `benchmarks/cache`."""
     recipe = RECIPES[name]
@@ -202,7 +212,7 @@ def trained(name: str, seed: int) -> Task:
         name,
         seed,
         kind(data),
-        lambda params, x: recipe.network.apply({"params": params, **rest}, x),
+        with_statistics(recipe.network, rest) if rest else plain(recipe.network),
         params,
         state,
         tx,

@@ -102,8 +102,8 @@ def compare(name: str, methods: Mapping[str, Callable[[Task], Any]]) -> dict[str
                 table[method] = result
             else:
                 table.setdefault(method, []).append(result)
-        jax.clear_caches()  # thousands of programs, one for each function, would fill the memory
         print(name, seed, flush=True)
+    jax.clear_caches()  # the programs of all tasks would fill the memory
     return table
 
 
