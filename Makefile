@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-BENCH_PEERS := bench-quality bench-regression bench-curvature bench-cost
+BENCH_PEERS := bench-tasks bench-quality bench-regression bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
 	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-temperature \
 	bench-variance test-oldest dist test-dist clean
