@@ -52,6 +52,8 @@ def _length(loader: Any) -> int | None:
 
 
 def _with_bar(iterator: Iterator[Any], expected: int | None, description: str) -> Iterator[Any]:
+    if expected == 1:  # nothing to wait for
+        return iterator
     try:
         from tqdm.auto import tqdm
     except ImportError:
