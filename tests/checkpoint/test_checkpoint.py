@@ -1,5 +1,6 @@
 """Posteriors on disk come back bit for bit, or not at all."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -31,42 +32,53 @@ def assert_same(found, expected):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def posteriors():
-    params = network_params(jax.random.key(0))
-    plain = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
-    yield "plain", plain
-    yield "restricted", l2m.restrict(plain, "head")
+def plain(dtype=jnp.float32):
+    params = network_params(jax.random.key(0), dtype)
+    return l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
+
+
+def fitted_by_groups():
     groups = {"body": "body", "head": "head"}
-    yield "fitted by groups", l2m.fit_prior_precision(plain, groups=groups).posterior
-    tx = optax.adam(1e-3)
+    return l2m.fit_prior_precision(plain(), groups=groups).posterior
+
+
+def centred():
+    params, tx = network_params(jax.random.key(0)), optax.adam(1e-3)
     _, state = tx.update(params, tx.init(params), params)
     moment = l2m.second_moment(state, params, tx=tx)
-    yield (
-        "centred, prior mean",
-        l2m.laplace(params, moment, num_data=50, batch_size=5, centered=True, prior_mean=params),
-    )
-    for dtype in (jnp.bfloat16, jnp.float16):
-        low = network_params(jax.random.key(0), dtype)
-        yield dtype.__name__, l2m.laplace(low, moment_of(low), num_data=50, batch_size=5)
+    return l2m.laplace(params, moment, num_data=50, batch_size=5, centered=True, prior_mean=params)
 
 
-POSTERIORS = dict(posteriors())
+# Made when a test asks, and once: every worker imports this file, and so do the scripts below.
+POSTERIORS = {
+    "plain": plain,
+    "restricted": lambda: l2m.restrict(plain(), "head"),
+    "fitted by groups": fitted_by_groups,
+    "centred, prior mean": centred,
+    "bfloat16": lambda: plain(jnp.bfloat16),
+    "float16": lambda: plain(jnp.float16),
+}
+
+
+@functools.cache
+def made(name):
+    return POSTERIORS[name]()
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_is_saved_is_restored(name, form, tmp_path):
     save, load = FORMATS[form]
-    save(tmp_path / "posterior", POSTERIORS[name])
-    assert_same(load(tmp_path / "posterior", like=POSTERIORS[name].mean), POSTERIORS[name])
+    save(tmp_path / "posterior", made(name))
+    assert_same(load(tmp_path / "posterior", like=made(name).mean), made(name))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_shapes_alone_are_like_enough(form, tmp_path):
     save, load = FORMATS[form]
-    save(tmp_path / "posterior", POSTERIORS["plain"])
+    save(tmp_path / "posterior", made("plain"))
     like = jax.eval_shape(lambda: network_params(jax.random.key(0)))
-    assert_same(load(tmp_path / "posterior", like=like), POSTERIORS["plain"])
+    assert_same(load(tmp_path / "posterior", like=like), made("plain"))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -83,10 +95,10 @@ def test_names_are_data_and_not_paths(form, tmp_path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_nothing_is_overwritten(form, tmp_path):
     save, load = FORMATS[form]
-    save(tmp_path / "posterior", POSTERIORS["plain"])
+    save(tmp_path / "posterior", made("plain"))
     with pytest.raises(ValueError, match="does not exist"):
-        save(tmp_path / "posterior", POSTERIORS["bfloat16"])
-    assert_same(load(tmp_path / "posterior", like=POSTERIORS["plain"].mean), POSTERIORS["plain"])
+        save(tmp_path / "posterior", made("bfloat16"))
+    assert_same(load(tmp_path / "posterior", like=made("plain").mean), made("plain"))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -105,7 +117,7 @@ def test_nothing_is_overwritten(form, tmp_path):
 )
 def test_other_parameters_are_refused(form, like, message, tmp_path):
     save, load = FORMATS[form]
-    save(tmp_path / "posterior", POSTERIORS["plain"])
+    save(tmp_path / "posterior", made("plain"))
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "posterior", like=like)
 
@@ -127,7 +139,7 @@ def test_what_is_no_posterior_is_refused(tmp_path):
 
 
 def test_a_later_version_is_refused():
-    _, header = record.write(POSTERIORS["plain"])
+    _, header = record.write(made("plain"))
     with pytest.raises(ValueError, match="expected version 1, got 2"):
         record.check_header(header | {"version": 2}, "path")
     with pytest.raises(ValueError, match="damaged"):
@@ -161,7 +173,7 @@ def damaged(data: bytes, random: random.Random) -> bytes:
 
 def test_damaged_files_give_an_error_or_the_truth(tmp_path):
     """300 files, flipped or cut: never another posterior."""
-    path, posterior = tmp_path / "posterior.safetensors", POSTERIORS["restricted"]
+    path, posterior = tmp_path / "posterior.safetensors", made("restricted")
     checkpoint.save_safetensors(path, posterior)
     whole, chance, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(300):
@@ -177,9 +189,9 @@ def test_damaged_files_give_an_error_or_the_truth(tmp_path):
 FUZZ = """
 import random, sys
 from pathlib import Path
-from test_checkpoint import POSTERIORS, assert_same, checkpoint, damaged
+from test_checkpoint import assert_same, checkpoint, damaged, made
 
-path, posterior = Path(sys.argv[1]), POSTERIORS["restricted"]
+path, posterior = Path(sys.argv[1]), made("restricted")
 files = sorted(f for f in path.rglob("*") if f.is_file() and f.stat().st_size)
 chance, refused = random.Random(0), 0
 for _ in range(200):  # orbax names files at random, and some hold nothing that is restored
@@ -201,7 +213,7 @@ def test_damaged_directories_give_an_error_or_the_truth(tmp_path):
 
     In a process of its own: what orbax leaves unfinished when it fails is complained of later.
     """
-    path, posterior = tmp_path / "posterior", POSTERIORS["restricted"]
+    path, posterior = tmp_path / "posterior", made("restricted")
     checkpoint.save(path, posterior)
     done = run_script(FUZZ, path, folder=Path(__file__).parent)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -245,7 +257,7 @@ def test_a_killed_writer_leaves_whole_checkpoints_only(tmp_path):
 
 
 def test_saving_in_the_background_keeps_what_was_there(tmp_path):
-    posterior = POSTERIORS["plain"]
+    posterior = made("plain")
     copied = jax.tree.map(lambda x: jnp.array(x, copy=True), posterior)
     pending = checkpoint.save_async(tmp_path / "posterior", copied)
     for leaf in jax.tree.leaves(copied.mean):

@@ -8,13 +8,14 @@ from helpers import moment_of
 
 import l2m_optax as l2m
 
-KEY = jax.random.key(3)
 FACTORISED, PATCHES, FORMED = "factorised", "gradient from patches", "gradient, "
 MOVED = "moved, once for all outputs"
 
 
 def normal(*shape):
-    return jax.random.normal(jax.random.fold_in(KEY, sum(shape) * 31 + len(shape)), shape)
+    """By NumPy, since jax compiles a program for each shape, at every collection."""
+    rng = np.random.default_rng(sum(shape) * 31 + len(shape))
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def weighted(params):
