@@ -1,4 +1,4 @@
-"""Draws of the free leaves, leaf by leaf: the standard normals, scaled and moved."""
+"""Draws of the free leaves, leaf by leaf: the standard normals, scaled, rotated and moved."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from l2m_optax._support.checks import check_count, is_concrete
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._basis import bases, rotate_back
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 
 
@@ -54,14 +55,21 @@ OfNormals: TypeAlias = Callable[[Array, Posterior], Array]
 
 @jax.jit
 def _deviation(normals: Array, leaf: Posterior) -> Array:
-    return (jnp.sqrt(free_variance(leaf)) * normals).astype(jnp.result_type(leaf.mean))
+    return _spread(normals, leaf).astype(jnp.result_type(leaf.mean))
 
 
 @jax.jit
 def _moved(normals: Array, leaf: Posterior) -> Array:
     mean = jnp.asarray(leaf.mean, statistics_dtype(leaf.mean))
-    moved = mean + jnp.sqrt(free_variance(leaf)) * normals
-    return moved.astype(jnp.result_type(leaf.mean))
+    return (mean + _spread(normals, leaf)).astype(jnp.result_type(leaf.mean))
+
+
+def _spread(normals: Array, leaf: Posterior) -> Array:
+    r"""Standard normals as draws of the deviation, $Q \sqrt{\sigma^2}\, \epsilon$."""
+    rotate = functools.partial(rotate_back, leaf.second_moment.basis)
+    for _ in range(normals.ndim - jnp.ndim(leaf.mean)):
+        rotate = jax.vmap(rotate)
+    return rotate(jnp.sqrt(free_variance(leaf)) * normals)
 
 
 def _one_of_each(
@@ -170,12 +178,13 @@ def one_leaf_each(posterior: Posterior) -> list[Posterior]:
 
     means = jax.tree.leaves(mean)
     moments = [
-        moment._replace(nu=nu, mu=mu, weight=weight, offset=offset)
-        for nu, mu, weight, offset in zip(
+        moment._replace(nu=nu, mu=mu, weight=weight, offset=offset, basis=basis)
+        for nu, mu, weight, offset, basis in zip(
             leaves(moment.nu),
             leaves(moment.mu),
             values(moment.weight),
             values(moment.offset),
+            bases(moment.basis, mean),
             strict=True,
         )
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import moment_of, network, network_params, run_script
+from helpers import moment_of, network, network_params, rotated_moment, run_script
 
 import l2m_optax as l2m
 from l2m_optax import checkpoint
@@ -36,6 +36,9 @@ def posteriors():
     plain = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
     yield "plain", plain
     yield "restricted", l2m.restrict(plain, "head")
+    rotated = l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5)
+    yield "in bases", rotated
+    yield "restricted, in bases", l2m.restrict(rotated, "head")
     groups = {"body": "body", "head": "head"}
     yield "fitted by groups", l2m.fit_prior_precision(plain, groups=groups).posterior
     tx = optax.adam(1e-3)
