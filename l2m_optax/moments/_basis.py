@@ -67,13 +67,28 @@ def _between(left: Array | None, x: Array, right: Array | None) -> Array:
     if not sides:
         return x
     dtype = statistics_dtype(x, *sides)
-    rows, columns = (-1 if side is None else side.shape[-1] for side in (left, right))
-    folded = jnp.reshape(x, (*sides[0].shape[:-2], rows, columns)).astype(dtype)
+    folded = fold(left, right, x).astype(dtype)
     if left is not None:
         folded = _product(left.astype(dtype), folded)
     if right is not None:
         folded = _product(folded, right.astype(dtype))
     return folded.reshape(jnp.shape(x))
+
+
+def fold(left: Array | None, right: Array | None, x: Array) -> Array:
+    r"""A leaf as matrices with sides as long as these, of which one at least is there.
+
+    Args:
+      left: of shape (\*b, m, m).
+      right: of shape (\*b, n, n).
+      x: the leaf.
+
+    Returns:
+      Shape (\*b, m, n).
+    """
+    rows, columns = (-1 if side is None else side.shape[-1] for side in (left, right))
+    stacked = next(side for side in (left, right) if side is not None).shape[:-2]
+    return jnp.reshape(x, (*stacked, rows, columns))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -94,7 +94,8 @@ def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
     """``1 - decay**count`` without cancellation, for decays near 1 and small counts too."""
     if not is_concrete(decay):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * jnp.log1p(jnp.asarray(decay) - 1.0))
-    log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
+    with np.errstate(divide="ignore"):  # the logarithm of a decay of 0, of which nothing is left
+        log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
     if not is_concrete(count):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
     return jnp.asarray(-np.expm1(np.asarray(count, np.float64) * log_decay), jnp.float32)
