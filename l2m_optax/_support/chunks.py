@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_count
+from l2m_optax._support.types import PyTree
 
 ENTRIES = 2**23
 """How many numbers may exist at a time: 32 MiB of float32."""
@@ -36,3 +41,29 @@ def equal_parts(entries: int, number: int, times: int = 1) -> int:
     """As `side_by_side`, and no more than as few chunks need: their sizes are about the same."""
     most = side_by_side(entries, number, times)
     return math.ceil(number / math.ceil(number / most))
+
+
+def over_chunks(f: Callable[[PyTree], PyTree], xs: PyTree, size: int) -> PyTree:
+    """As ``jax.vmap(f)(xs)``, of at most `size` entries side by side.
+
+    All chunks have one size, so that `f` is compiled once: the last begins where the one before has
+    not ended, and what it computes again is left out.
+    """
+    number = len(jax.tree.leaves(xs)[0])
+    chunks = math.ceil(number / size)
+    if chunks == 1:
+        return jax.vmap(f)(xs)
+    size = math.ceil(number / chunks)
+    again = chunks * size - number
+
+    def chunk(start: PyTree) -> PyTree:
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), xs)
+        return jax.vmap(f)(part)
+
+    def joined(y: PyTree) -> PyTree:
+        flat = y.reshape(-1, *y.shape[2:])
+        whole = flat[: (chunks - 1) * size]
+        return jnp.concatenate([whole, flat[len(whole) + again :]]) if again else flat
+
+    starts = jnp.minimum(jnp.arange(chunks) * size, number - size)
+    return jax.tree.map(joined, jax.lax.map(chunk, starts))

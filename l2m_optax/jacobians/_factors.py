@@ -18,7 +18,9 @@ from typing import Any
 
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array
+from l2m_optax.jacobians._pooling import is_pooling, largest_of_windows
 from l2m_optax.jacobians._program import JaxprEqn, Program, bind
+from l2m_optax.jacobians._reach import Reach
 from l2m_optax.jacobians._uses import FullGradient, SingleUse
 
 Uses = Sequence[SingleUse | FullGradient]
@@ -26,7 +28,7 @@ Uses = Sequence[SingleUse | FullGradient]
 
 def run_perturbed(
     program: Program,
-    uses: Uses,
+    uses: Sequence[SingleUse | FullGradient | Reach],
     leaves: Sequence[Any],
     perturbations: Sequence[Any],
     example: Sequence[Any],
@@ -35,21 +37,25 @@ def run_perturbed(
 
     A perturbation is what the program is differentiated by: zeros added to the output of the
     operation that uses the leaf, so that their cotangent is that of the output, or the leaf itself
-    where its gradient is formed.
+    where its gradient is formed, or nothing where the leaf reaches the outputs by moves alone.
     """
-    residuals: list[Any] = [None] * len(uses)
+    taken = {id(equation) for use in uses for equation in use.equations}
+    operands: dict[int, Sequence[Any]] = {}
 
     def bind_perturbed(equation: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-        outputs = bind(equation, values)
-        for i, use in enumerate(uses):
+        pooled = is_pooling(equation)
+        outputs = [largest_of_windows(equation, *values)] if pooled else bind(equation, values)
+        if id(equation) in taken:
+            operands[id(equation)] = values
+        for use, perturbation in zip(uses, perturbations, strict=True):
             if isinstance(use, SingleUse) and use.equation is equation:
-                residuals[i] = use.residual(values)
-                outputs = [outputs[0] + perturbations[i]]
+                outputs = [outputs[0] + perturbation]
         return outputs
 
     triples = zip(uses, leaves, perturbations, strict=True)
     inputs = [p if isinstance(use, FullGradient) else leaf for use, leaf, p in triples]
-    return program.run([*inputs, *example], bind_perturbed)[0], residuals
+    (outputs,) = program.run([*inputs, *example], bind_perturbed)
+    return outputs, [use.residual([operands[id(e)] for e in use.equations]) for use in uses]
 
 
 def factors(uses: Uses, cotangents: Sequence[Array], residuals: Sequence[Any]) -> list[Array]:

@@ -58,6 +58,18 @@ def bind(equation: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     return outputs if equation.primitive.multiple_results else [outputs]
 
 
+def places(jaxpr: Any, variable: Any) -> Sequence[tuple[JaxprEqn | None, int]]:
+    """The equations a variable enters and the positions there; no equation for an output."""
+    entered = [
+        (equation, position)
+        for equation in jaxpr.eqns
+        for position, atom in enumerate(equation.invars)
+        if atom is variable
+    ]
+    outputs = [(None, i) for i, atom in enumerate(jaxpr.outvars) if atom is variable]
+    return [*entered, *outputs]
+
+
 def _written_out(equation: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     if equation.primitive.name not in _GROUPS:
         return bind(equation, values)

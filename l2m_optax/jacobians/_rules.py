@@ -69,7 +69,8 @@ def _meets_one_window(equation: JaxprEqn, position: int) -> bool:
     return position == 1 and math.prod(shape) == features
 
 
-def _weights_of_product(equation: JaxprEqn, position: int, v: Array, a: Array) -> Array:
+def weights_of_product(equation: JaxprEqn, position: int, v: Array, a: Array) -> Array:
+    r"""$A(a)^{\circ 2} v$."""
     operands = [jnp.square(a.astype(v.dtype)), v]
     parameters = equation.params | {"preferred_element_type": v.dtype}
     return equation.primitive.bind(*(operands if position else operands[::-1]), **parameters)
@@ -172,7 +173,7 @@ def _weight_size(equation: JaxprEqn, position: int) -> int:
     return equation.invars[position].aval.size
 
 
-_PRODUCT = (_other, _itself, _weights_of_product, _output_size)
+_PRODUCT = (_other, _itself, weights_of_product, _output_size)
 _ONCE = "factorised"
 
 RULES = {
@@ -193,6 +194,23 @@ RULES = {
     ],
 }
 """By primitive, those to be preferred first."""
+
+
+def is_product(equation: JaxprEqn, position: int) -> bool:
+    r"""Whether an equation multiplies by A(a), each entry of which stands for one weight.
+
+    Then $A(a)^{\circ 2} v$ is the variance of its output, whether or not weights meet several rows.
+    """
+    name = equation.primitive.name
+    return name == "dot_general" or (
+        name == "conv_general_dilated" and _is_convolution(equation, position)
+    )
+
+
+def meets_once(equation: JaxprEqn, position: int) -> bool:
+    """Whether each weight of a product meets one entry of its output only."""
+    return RULES[equation.primitive.name][0].applies(equation, position)
+
 
 _REARRANGEMENTS = {
     "transpose",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from l2m_optax._support.types import Array
-from l2m_optax.jacobians._program import JaxprEqn, Program
+from l2m_optax.jacobians._program import JaxprEqn, Program, places
 from l2m_optax.jacobians._rules import RULES, Rule, rearrange, rearranges
 
 
@@ -43,9 +43,14 @@ class SingleUse(NamedTuple):
         output: Any = self.equation.outvars[0].aval
         return jnp.zeros(output.shape, output.dtype)
 
-    def residual(self, operands: Sequence[Array]) -> Array:
+    @property
+    def equations(self) -> list[JaxprEqn]:
+        """The operations whose operands `residual` takes."""
+        return [self.equation]
+
+    def residual(self, operands: Sequence[Sequence[Array]]) -> Array:
         """What `factor` and `weights` need of the operation's operands."""
-        return self.rule.residual(self.equation, operands[1 - self.position])
+        return self.rule.residual(self.equation, operands[0][1 - self.position])
 
     def factor(self, d: Array, residual: Array) -> Array:
         """What is squared, from the cotangent d of the operation's output."""
@@ -78,6 +83,15 @@ class FullGradient(NamedTuple):
         """The leaf itself."""
         return leaf
 
+    @property
+    def equations(self) -> list[JaxprEqn]:
+        """None."""
+        return []
+
+    def residual(self, operands: Sequence[Sequence[Array]]) -> None:
+        """Nothing."""
+        del operands
+
     def factor(self, d: Array, residual: None) -> Array:
         """The gradient itself."""
         del residual
@@ -102,11 +116,11 @@ def _find_use(jaxpr: Any, leaf: Any) -> SingleUse | FullGradient:
     moves: list[JaxprEqn] = []
     variable = leaf
     while True:
-        places = _places(jaxpr, variable)
-        if len(places) != 1:
-            why = f"used {len(places)} times" if places else "not used"
+        entered = places(jaxpr, variable)
+        if len(entered) != 1:
+            why = f"used {len(entered)} times" if entered else "not used"
             return FullGradient(why, leaf.aval.size)
-        equation, position = places[0]
+        equation, position = entered[0]
         if equation is None:
             return FullGradient("returned as an output", leaf.aval.size)
         if not rearranges(equation):
@@ -119,15 +133,3 @@ def _find_use(jaxpr: Any, leaf: Any) -> SingleUse | FullGradient:
             return SingleUse(tuple(moves), equation, position, rule)
     why = f"shared by positions in {name}" if name in RULES else f"enters {name}"
     return FullGradient(why, leaf.aval.size)
-
-
-def _places(jaxpr: Any, variable: Any) -> Sequence[tuple[JaxprEqn | None, int]]:
-    """The equations a variable enters and the positions there; no equation for an output."""
-    entered = [
-        (equation, position)
-        for equation in jaxpr.eqns
-        for position, atom in enumerate(equation.invars)
-        if atom is variable
-    ]
-    outputs = [(None, i) for i, atom in enumerate(jaxpr.outvars) if atom is variable]
-    return [*entered, *outputs]

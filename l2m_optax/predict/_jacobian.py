@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.jacobians._factors import Uses, factors, run_perturbed, weights
+from l2m_optax.jacobians._factors import factors, run_perturbed, weights
 from l2m_optax.jacobians._program import Program, trace
-from l2m_optax.jacobians._uses import find_uses
-from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+from l2m_optax.jacobians._reach import Reach, Reached, find_reach
+from l2m_optax.jacobians._uses import FullGradient, SingleUse, find_uses
+from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._outputs import check_outputs
 
 
@@ -24,23 +25,56 @@ class Jacobian(NamedTuple):
 
     Attributes:
       program: outputs of one example from the free leaves.
-      uses: how the squared gradient of each of these leaves is computed.
+      uses: how the squared Jacobian of each of these leaves is computed.
       shape: of one example's outputs.
     """
 
     program: Program
-    uses: Uses
+    uses: Sequence[SingleUse | FullGradient | Reach]
     shape: tuple[int, ...]
 
     @property
+    def pulled(self) -> bool:
+        """Whether a leaf needs cotangents."""
+        return not all(isinstance(use, Reach) for use in self.uses)
+
+    @property
     def entries(self) -> int:
-        """About how many numbers exist at a time for each example and output."""
+        """About how many numbers exist at a time for each example and cotangent."""
         sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]
         return sum(use.size for use in self.uses) + max(sizes, default=0)
 
 
-def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jacobian:
+def any_reach(reach: Reach) -> bool:
+    """Variances need no cotangent of any leaf that reaches the outputs by moves alone."""
+    del reach
+    return True
+
+
+def separate_reach(reach: Reach) -> bool:
+    """Covariances need it where weights meet several entries of what they are multiplied to."""
+    return reach.separate
+
+
+def no_reach(reach: Reach) -> bool:
+    """The Jacobian itself always needs it."""
+    del reach
+    return False
+
+
+def jacobian_of(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    spares: Callable[[Reach], bool],
+) -> Jacobian:
     """The Jacobian with respect to the free leaves, traced for one of `inputs`.
+
+    Args:
+      apply_fn: as in `output_variance`.
+      posterior: whose free leaves are meant.
+      inputs: as in `output_variance`.
+      spares: whether a leaf's way to the outputs spares its cotangents.
 
     Raises:
       TypeError: if the outputs are no single real floating-point array.
@@ -60,24 +94,45 @@ def jacobian_of(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Jaco
 
     example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], inputs))
     program = trace(outputs_of, leaves, example)
-    return Jacobian(program, find_uses(program, len(leaves)), shape[0])
+    ways = [find_reach(program, leaf) for leaf in program.jaxpr.invars[: len(leaves)]]
+    pairs = zip(ways, find_uses(program, len(leaves)), strict=True)
+    uses = [way if way is not None and spares(way) else use for way, use in pairs]
+    return Jacobian(program, uses, shape[0])
+
+
+class Linearised(NamedTuple):
+    r"""The Jacobian at one example, in two parts.
+
+    The entry $(k, l)$ of $J \Sigma J^\top$ is $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$
+    over the leaves that need cotangents, and what is reached of the others.
+
+    Attributes:
+      factors_of: the factors r(k) of any output k, one for each of these leaves.
+      weights: s, in their shapes.
+      reached: what the outputs have of the other leaves.
+    """
+
+    factors_of: Callable[[Array], list[Array]]
+    weights: list[Array]
+    reached: list[Reached]
 
 
 def at(
-    jacobian: Jacobian, posterior: Posterior, example: PyTree
-) -> tuple[Callable[[Array], list[Array]], list[Array]]:
-    r"""For one example the factors r(k) of any output k, and the weights s: a pair for each leaf.
-
-    Factor and weight have one shape. The entry $(k, l)$ of $J \Sigma J^\top$ is
-    $\sum_i r_i(k)^\top \mathrm{diag}(s_i)\, r_i(l)$.
-    """
-    program, uses, leaves = jacobian.program, jacobian.uses, jax.tree.leaves(free_mean(posterior))
-    flat = jax.tree.leaves(example)
+    jacobian: Jacobian, leaves: Sequence[Array], variances: Sequence[Array], example: PyTree
+) -> Linearised:
+    """The Jacobian at one example, from the free leaves and their variances."""
+    program, uses = jacobian.program, jacobian.uses
     outputs, pull, residuals = jax.vjp(
-        lambda perturbations: run_perturbed(program, uses, leaves, perturbations, flat),
+        lambda perturbations: run_perturbed(
+            program, uses, leaves, perturbations, jax.tree.leaves(example)
+        ),
         [use.perturbation(leaf) for use, leaf in zip(uses, leaves, strict=True)],
         has_aux=True,
     )
+    triples = list(zip(uses, variances, residuals, strict=True))
+    pulled = [i for i, use in enumerate(uses) if not isinstance(use, Reach)]
+    through: list[Any] = [uses[i] for i in pulled]
+    kept = [residuals[i] for i in pulled]
 
     def factors_of(k: Array) -> list[Array]:
         # An index out of range, which cannot be refused under `jit`, gives NaN.
@@ -85,9 +140,13 @@ def at(
         unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
         # On meshes with explicit axes the sharding is part of the type: that of the outputs.
         (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
-        return factors(uses, cotangents, residuals)
+        return factors(through, [cotangents[i] for i in pulled], kept)
 
-    return factors_of, weights(uses, jax.tree.leaves(free_variance(posterior)), residuals)
+    return Linearised(
+        factors_of,
+        weights(through, [variances[i] for i in pulled], kept),
+        [use.reached(v, operands) for use, v, operands in triples if isinstance(use, Reach)],
+    )
 
 
 def _check_one_row(outputs: Array) -> None:

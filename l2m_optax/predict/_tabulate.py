@@ -10,7 +10,7 @@ import jax
 from l2m_optax._support.checks import check_batched, check_hashable, path_name
 from l2m_optax._support.types import ApplyFn, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.predict._jacobian import explained, jacobian_of
+from l2m_optax.predict._jacobian import any_reach, explained, jacobian_of
 
 
 class Row(NamedTuple):
@@ -18,9 +18,10 @@ class Row(NamedTuple):
 
     Attributes:
       shape: of the leaf.
-      how: that its squared gradient factorises, or that its gradient is formed, and why.
-      entries: numbers that exist for each example and output: the leaf's own size if its gradient
-        is formed.
+      how: that its squared gradient factorises, or that its gradient is formed, and why. ``once
+        for all outputs``: they come from it by moves and additions alone, as of the last layer.
+      entries: numbers that exist for each example and output, or for each example where they are
+        computed once for all outputs: the leaf's own size if its gradient is formed.
     """
 
     shape: tuple[int, ...]
@@ -75,14 +76,14 @@ def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Varianc
       >>> posterior = l2m.laplace(params, moment, num_data=2, batch_size=1)
       >>> print(l2m.predict.tabulate(lambda p, x: x @ p["w"] + p["b"], posterior, jnp.ones((1, 3))))
       leaf   shape   entries  how
-      ['b']  (2,)          2  gradient, enters add
-      ['w']  (3, 2)        2  factorised in dot_general
+      ['b']  (2,)          2  moved, once for all outputs
+      ['w']  (3, 2)        2  factorised in dot_general, once for all outputs
       total                4  of a Jacobian's 8
     """
     check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     with explained():
-        uses = jacobian_of(apply_fn, posterior, inputs).uses
+        uses = jacobian_of(apply_fn, posterior, inputs, any_reach).uses
     leaves = jax.tree_util.tree_leaves_with_path(free_mean(posterior))
     return VarianceTable(
         {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,18 @@ from l2m_optax._support.checks import (
     complaint,
     is_concrete,
 )
-from l2m_optax._support.chunks import check_chunk_size, equal_parts, side_by_side
+from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._jacobian import at, explained, jacobian_of
+from l2m_optax.jacobians._reach import Reach
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+from l2m_optax.predict._jacobian import (
+    Linearised,
+    any_reach,
+    at,
+    explained,
+    jacobian_of,
+    separate_reach,
+)
 from l2m_optax.predict._outputs import check_independent, coupling, if_independent
 
 
@@ -36,9 +45,10 @@ def output_variance(
     It is what the variance of `linearized` over infinitely many draws would be:
     $\sum_p J_{kp}(x)^2\, T / (F_p + \delta_p)$ for output $k$. Layers that meet their weights once
     an example (dense layers, embeddings) need no Jacobian: with layer input a and cotangent d of
-    its output, $\sum_{ij} (a_i d_{kj})^2 \sigma_{ij}^2 = \sum_j d_{kj}^2 (a^2 \sigma^2)_j$. Of
-    other leaves the gradient of each example and output is formed, a chunk at a time;
-    `predict.tabulate` says of which.
+    its output, $\sum_{ij} (a_i d_{kj})^2 \sigma_{ij}^2 = \sum_j d_{kj}^2 (a^2 \sigma^2)_j$. The
+    last layer needs no cotangents either, at any position of a sequence: its part of output k is
+    $(a^2 \sigma^2)_k$. Of other leaves the gradient of each example and output is formed, a chunk
+    at a time; `predict.tabulate` says of which.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``, in which each example's outputs depend on
@@ -109,29 +119,50 @@ def output_covariance(
     return _over_inputs(_covariances, apply_fn, posterior, inputs, outputs, chunk_size)
 
 
-FactorsOf = Callable[[Array], list[Array]]
-Reduce = Callable[[FactorsOf, list[Array], Array, int, tuple[int, ...]], Array]
+class Reduce(NamedTuple):
+    """What is made of the Jacobian at an example.
+
+    Attributes:
+      of_example: ``of_example(linearised, chosen, width)``: a number, or a row of them, for each of
+        the chosen outputs, of which `width` are taken side by side.
+      spares: which leaves need no cotangents for it.
+      of_pairs: whether it has a row for each output, even where no leaf needs cotangents.
+    """
+
+    of_example: Callable[[Linearised, Array, int], Array]
+    spares: Callable[[Reach], bool]
+    of_pairs: bool
 
 
-def _variances(
-    factors_of: FactorsOf, weights: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
-) -> Array:
-    def variance(k: Array) -> Array:
+def _variance(linearised: Linearised, chosen: Array, width: int) -> Array:
+    factors_of, weights, reached = linearised
+
+    def pulled(k: Array) -> Array:
         parts = zip(factors_of(k), weights, strict=True)
-        return functools.reduce(jnp.add, [jnp.vdot(jnp.square(r), s) for r, s in parts])
+        # A product and a sum become one loop; `vdot` does not where r is a product itself.
+        return _sum([jnp.sum(jnp.square(r) * s) for r, s in parts])
 
-    return jax.lax.map(variance, chosen, batch_size=width).reshape(shape)
+    through = [over_chunks(pulled, chosen, width)] if weights else []
+    return _sum([*through, *(part.at(chosen).variance() for part in reached)])
 
 
-def _covariances(
-    factors_of: FactorsOf, weights: list[Array], chosen: Array, width: int, shape: tuple[int, ...]
-) -> Array:
-    def covariance(r: Array, s: Array) -> Array:
+def _covariance(linearised: Linearised, chosen: Array, width: int) -> Array:
+    factors_of, weights, reached = linearised
+
+    def pulled(r: Array, s: Array) -> Array:
         flat = r.reshape(len(chosen), -1)
         return (flat * jnp.ravel(s)) @ flat.T
 
-    factors = jax.lax.map(factors_of, chosen, batch_size=width)
-    return functools.reduce(jnp.add, map(covariance, factors, weights)).reshape(shape + shape)
+    factors = over_chunks(factors_of, chosen, width) if weights else []
+    return _sum([*map(pulled, factors, weights), *(p.at(chosen).covariance() for p in reached)])
+
+
+def _sum(parts: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.add, parts)
+
+
+_variances = Reduce(_variance, any_reach, of_pairs=False)
+_covariances = Reduce(_covariance, separate_reach, of_pairs=True)
 
 
 def _over_inputs(
@@ -164,19 +195,22 @@ def _compiled(
     outputs: Array | None,
     chunk_size: int | None,
 ) -> tuple[Array, int, Array]:
-    jacobian = jacobian_of(apply_fn, posterior, inputs)
+    jacobian = jacobian_of(apply_fn, posterior, inputs, reduce.spares)
     number, size = len(jax.tree.leaves(inputs)[0]), math.prod(jacobian.shape)
     shape, chosen = jacobian.shape, jnp.broadcast_to(jnp.arange(size), (number, size))
     if outputs is not None:
         chosen = _chosen(jnp.asarray(outputs), jacobian.shape, number)
         shape = chosen.shape[1:]
-    chunk, width = _chunks(jacobian.entries, chosen.shape[1], number, chunk_size)
+    rows = chosen.shape[1] if jacobian.pulled or reduce.of_pairs else 1
+    chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
+    leaves, variances = map(jax.tree.leaves, (free_mean(posterior), free_variance(posterior)))
 
     def one(example_and_chosen: tuple[PyTree, Array]) -> Array:
         example, chosen = example_and_chosen
-        return reduce(*at(jacobian, posterior, example), chosen, width, shape)
+        return reduce.of_example(at(jacobian, leaves, variances, example), chosen, width)
 
-    reduced = jax.lax.map(one, (inputs, chosen), batch_size=chunk)
+    reduced = over_chunks(one, (inputs, chosen), chunk)
+    reduced = reduced.reshape(number, *shape * (reduced.ndim - 1))
     coupled = coupling(apply_fn, posterior, inputs)
     return if_independent(reduced, coupled), size, coupled
 

@@ -21,7 +21,7 @@ from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.likelihoods import categorical
 from l2m_optax.posterior._posterior import Posterior, free_mean, times_covariance
-from l2m_optax.predict._jacobian import jacobian_of
+from l2m_optax.predict._jacobian import jacobian_of, no_reach
 from l2m_optax.predict._linearized import output_deviations
 from l2m_optax.predict._outputs import check_independent, coupling
 from l2m_optax.tuning._data import check_call
@@ -246,7 +246,7 @@ def joint_covariance(
 
     if chunk_size is None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(mean))
-        activations = len(outputs) * jacobian_of(apply_fn, posterior, inputs).entries
+        activations = len(outputs) * jacobian_of(apply_fn, posterior, inputs, no_reach).entries
         chunk_size = side_by_side(parameters + activations, outputs.size)
     columns = jax.lax.map(column, jnp.arange(outputs.size), batch_size=chunk_size)
     return columns.reshape(outputs.shape + outputs.shape)

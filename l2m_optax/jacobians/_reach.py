@@ -1,0 +1,160 @@
+r"""Leaves that reach the outputs by moves alone, as the last layer's do: no cotangent is needed.
+
+Let y be what one product makes of a leaf, $y = A(a) w$, or the leaf itself, and let every output be
+one entry of it, moved and scaled: $f_k = c_k y_{j(k)} + b_k$, with b independent of the leaf. Each
+entry of y meets a weight once, so that the variance of all outputs is, at once,
+
+$$\sum_p J_{kp}^2\, v_p = c_k^2\, (A(a)^{\circ 2} v)_{j(k)} ,$$
+
+at every position of a sequence too. If also each weight meets one entry of y only, outputs covary
+where they have the same entry: $[j(k) = j(l)]\, c_k c_l\, (A(a)^{\circ 2} v)_{j(k)}$.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from l2m_optax._support.types import Array
+from l2m_optax.jacobians._moves import moves, place, scale
+from l2m_optax.jacobians._program import JaxprEqn, Program, places
+from l2m_optax.jacobians._rules import (
+    is_product,
+    meets_once,
+    rearrange,
+    rearranges,
+    weights_of_product,
+)
+
+Step = tuple[JaxprEqn, int]
+"""An operation, and the position among its operands at which a leaf enters it."""
+
+
+class Reach(NamedTuple):
+    """The way of a leaf to the outputs.
+
+    Attributes:
+      shape: of the leaf.
+      before: rearrangements between the leaf and the product.
+      product: that operation, or nothing.
+      after: moves between y and the outputs.
+    """
+
+    shape: tuple[int, ...]
+    before: tuple[Step, ...]
+    product: tuple[Step, ...]
+    after: tuple[Step, ...]
+
+    @property
+    def how(self) -> str:
+        """In a few words, for `predict.tabulate`."""
+        names = [equation.primitive.name for equation, _ in self.product]
+        how = f"factorised in {names[0]}" if names else "moved"
+        return f"{how}, once for all outputs"
+
+    @property
+    def size(self) -> int:
+        """The number of entries of y."""
+        return math.prod(self._shape_of_y)
+
+    @property
+    def equations(self) -> list[JaxprEqn]:
+        """The operations whose operands `reached` takes."""
+        return [equation for equation, _ in (*self.product, *self.after)]
+
+    @property
+    def separate(self) -> bool:
+        """Whether each weight meets one entry of y only."""
+        return all(meets_once(equation, position) for equation, position in self.product)
+
+    @property
+    def _shape_of_y(self) -> tuple[int, ...]:
+        return self.product[0][0].outvars[0].aval.shape if self.product else self.shape
+
+    def perturbation(self, leaf: Array) -> None:
+        """Nothing: no cotangent is needed."""
+        del leaf
+
+    def residual(self, operands: Sequence[Sequence[Array]]) -> Sequence[Sequence[Array]]:
+        """The operands themselves."""
+        return operands
+
+    def reached(self, v: Array, operands: Sequence[Sequence[Array]]) -> Reached:
+        """What the outputs have of numbers v in the shape of the leaf."""
+        for equation, _ in self.before:
+            v = rearrange(equation, v)
+        used = len(self.product)
+        for (equation, position), values in zip(self.product, operands[:used], strict=True):
+            v = weights_of_product(equation, position, v, values[1 - position])
+        # Counted from 1: moves leave 0 where an output has nothing of the leaf.
+        entry = jnp.arange(1, self.size + 1).reshape(self._shape_of_y)
+        factor = jnp.ones(self._shape_of_y, v.dtype)
+        for (equation, position), values in zip(self.after, operands[used:], strict=True):
+            entry, factor = (place(equation, position, values, x) for x in (entry, factor))
+            factor *= scale(equation, position, values)
+        return Reached(jnp.ravel(v), jnp.ravel(entry) - 1, jnp.ravel(factor))
+
+
+class Reached(NamedTuple):
+    """What the outputs of one example have of a leaf.
+
+    Attributes:
+      variances: $A(a)^{∘2} v$, flat.
+      entry: j(k), of the shape of the outputs, flat; below 0 for none.
+      factor: c, likewise.
+    """
+
+    variances: Array
+    entry: Array
+    factor: Array
+
+    def at(self, k: Array) -> Reached:
+        """The same of some outputs. An index out of range gives NaN, as it cannot be refused."""
+        inside = (k >= 0) & (k < self.entry.size)
+        return Reached(self.variances, self.entry[k], jnp.where(inside, self.factor[k], jnp.nan))
+
+    def variance(self) -> Array:
+        """Of each output."""
+        held = self.variances[jnp.maximum(self.entry, 0)]
+        return jnp.square(self.factor) * jnp.where(self.entry >= 0, held, 0)
+
+    def covariance(self) -> Array:
+        """Of each pair of outputs, where each weight meets one entry only."""
+        held = self.variances[jnp.maximum(self.entry, 0)]
+        same = (self.entry[:, None] == self.entry) & (self.entry >= 0)
+        return self.factor[:, None] * self.factor * jnp.where(same, held, 0)
+
+
+def find_reach(program: Program, leaf: Any) -> Reach | None:
+    """The way of a leaf to the outputs, if moves and one product at most lie on it."""
+    way = _way(program.jaxpr, leaf)
+    products = [
+        i for i, (equation, position) in enumerate(way or ()) if is_product(equation, position)
+    ]
+    if way is None or len(products) > 1:
+        return None
+    first = products[0] if products else 0
+    before, product = way[:first], way[first : first + len(products)]
+    # An entry copied before a product would meet one output several times.
+    if not all(rearranges(equation) for equation, _ in before):
+        return None
+    return Reach(leaf.aval.shape, before, product, way[first + len(products) :])
+
+
+def _way(jaxpr: Any, variable: Any) -> tuple[Step, ...] | None:
+    """The operations that a variable enters on its one way to the outputs."""
+    way: list[Step] = []
+    while True:
+        entered = places(jaxpr, variable)
+        if len(entered) != 1:
+            return None
+        equation, position = entered[0]
+        if equation is None:
+            return tuple(way)
+        if not (moves(equation, position) or is_product(equation, position)):
+            return None
+        way.append((equation, position))
+        (variable,) = equation.outvars
