@@ -9,7 +9,7 @@ SHELL := /bin/sh
 BENCH_PEERS := bench-quality bench-regression bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
 	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-temperature \
-	bench-variance test-oldest dist test-dist clean
+	bench-variance bench-structure test-oldest dist test-dist clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -118,6 +118,10 @@ bench-serving: .venv/.dev ## measure predictions with draws against passes of th
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py
+
+bench-structure: .venv/.dev ## compare diagonal, Kronecker and full moments of one training run
+	@$(PY) benchmarks/structure.py
+	@KIND=cnn $(PY) benchmarks/structure.py
 
 bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
 	@$(PY) benchmarks/temperature.py

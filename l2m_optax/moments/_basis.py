@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_alive, check_finite, complaint, is_concrete, path_name
+from l2m_optax._support.shardings import everywhere, explicit_sharding, moved_to
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array, PyTree
 
@@ -67,12 +68,12 @@ def _between(left: Array | None, x: Array, right: Array | None) -> Array:
     if not sides:
         return x
     dtype = statistics_dtype(x, *sides)
-    folded = fold(left, right, x).astype(dtype)
+    folded = fold(left, right, everywhere(x)).astype(dtype)
     if left is not None:
         folded = _product(left.astype(dtype), folded)
     if right is not None:
         folded = _product(folded, right.astype(dtype))
-    return folded.reshape(jnp.shape(x))
+    return moved_to(folded.reshape(jnp.shape(x)), explicit_sharding(x))
 
 
 def fold(left: Array | None, right: Array | None, x: Array) -> Array:

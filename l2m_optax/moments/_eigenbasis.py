@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax._support.shardings import everywhere, explicit_sharding, moved_to
 from l2m_optax._support.trees import subtrees
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.moments._basis import Basis, fold
@@ -36,7 +37,7 @@ class Factors(NamedTuple):
 
 def mean_products(like: Factors, gradients: Array) -> Factors:
     """The factors of a stack of gradients of one leaf: their mean over the leading axis."""
-    g = jax.vmap(lambda one: fold(*like, one))(gradients)
+    g = jax.vmap(lambda one: fold(*like, one))(everywhere(gradients))
     left, right = (
         None
         if side is None
@@ -78,12 +79,13 @@ def _kronecker(nu: Array, left: _Eigen, right: _Eigen) -> tuple[Array, Basis | N
     if left is None and right is None:
         return nu, None
     basis = Basis(None if left is None else left[1], None if right is None else right[1])
-    folded = fold(*basis, nu)
+    folded = fold(*basis, everywhere(nu))
     rows = jnp.sum(folded, axis=-1) if left is None else left[0]
     columns = jnp.sum(folded, axis=-2) if right is None else right[0]
     total = jnp.sum(folded, axis=(-2, -1))[..., None, None]
     product = _shares(rows)[..., :, None] * _shares(columns)[..., None, :]
-    return jnp.reshape(total * product, nu.shape), basis
+    moment = jnp.reshape(total * product, nu.shape)
+    return moved_to(moment, explicit_sharding(nu)), basis
 
 
 def _shares(values: Array) -> Array:

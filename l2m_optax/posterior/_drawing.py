@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_count, is_concrete
+from l2m_optax._support.shardings import explicit_sharding
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.moments._basis import bases, rotate_back
@@ -142,7 +143,7 @@ def _mirrored(normals: Array, num_samples: int) -> Array:
 
 def _normal(key: Array, leaf: Posterior) -> Array:
     """Standard normals like a leaf, in its own shape, so that they are sharded as it is."""
-    sharding, shape = _explicit_sharding(leaf.mean), jnp.shape(leaf.mean)
+    sharding, shape = explicit_sharding(leaf.mean), jnp.shape(leaf.mean)
     if sharding is None:
         return jax.random.normal(key, shape, _dtype(leaf))
     return jax.random.normal(key, shape, _dtype(leaf), out_sharding=sharding)
@@ -157,13 +158,6 @@ def _on_one_device(leaf: Array) -> bool:
     return isinstance(leaf, np.ndarray) or (
         is_concrete(leaf) and len(leaf.sharding.device_set) == 1
     )
-
-
-def _explicit_sharding(like: Array) -> Any:
-    """The sharding that is part of an array's type, on meshes with axes of `AxisType.Explicit`."""
-    sharding = getattr(jax.typeof(like), "sharding", None)
-    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
-    return sharding if jax.sharding.AxisType.Explicit in kinds else None
 
 
 def one_leaf_each(posterior: Posterior) -> list[Posterior]:

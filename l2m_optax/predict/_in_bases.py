@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax._support.shardings import everywhere
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array
 from l2m_optax.jacobians._program import JaxprEqn, Program, bind, places, trace
@@ -43,7 +44,7 @@ def in_bases(
             entry = entries.get(id(equation))
             if entry is None:
                 return bind(equation, values)
-            one, leaf = held[entry.leaf], leaves[entry.leaf]
+            one, leaf = held[entry.leaf], everywhere(leaves[entry.leaf])
             outputs = entry.multiply(entry, one or Basis(), leaf, values[1 - entry.position])
             return [outputs.astype(equation.outvars[0].aval.dtype)]
 
