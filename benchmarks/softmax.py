@@ -67,6 +67,12 @@ def laplace_bridge(mean, covariance):
     return alpha / alpha.sum()
 
 
+def error(method, problems, truths):
+    """The largest over the classes, on average."""
+    pairs = zip(problems, truths, strict=True)
+    return np.mean([np.abs(method(*problem) - truth).max() for problem, truth in pairs])
+
+
 def main():
     cases = [(classes, scale) for classes in (2, 10, 100) for scale in (0.3, 1.0, 3.0)]
     print("| error of a probability | " + " | ".join(f"K={k}, sd {s:g}" for k, s in cases) + " |")
@@ -74,11 +80,8 @@ def main():
     problems = {case: [problem(*case, seed) for seed in range(COVARIANCES)] for case in cases}
     truths = {case: [draws(*p, REFERENCE) for p in found] for case, found in problems.items()}
     for name, method in METHODS.items():
-        errors = [
-            np.mean([np.abs(method(*p) - t).max() for p, t in zip(problems[c], truths[c], strict=True)])
-            for c in cases
-        ]
-        print(f"| {name} | " + " | ".join(f"{error:.4f}" for error in errors) + " |", flush=True)
+        errors = [error(method, problems[case], truths[case]) for case in cases]
+        print(f"| {name} | " + " | ".join(f"{e:.4f}" for e in errors) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import linalg
 
 import l2m_optax as l2m
 
@@ -86,3 +87,67 @@ def run_script(script, *arguments, folder, timeout=None):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def orthogonal(seed, shape):
+    """Orthogonal matrices: of shape (5, 5) for (5,), a stack of two for (2, 5)."""
+    *stacked, size = shape
+    normal = jax.random.normal(jax.random.key(seed), (*stacked, size, size))
+    return jnp.linalg.qr(normal)[0]
+
+
+def dense_basis(basis, shape):
+    """The matrix Q of a leaf that is raveled: Kronecker products, formed, in float64."""
+    size = int(np.prod(shape))
+    if basis is None or basis == (None, None):
+        return np.eye(size)
+    stacked = next(side for side in basis if side is not None).shape[:-2]
+    count = int(np.prod(stacked))
+    lengths = [None if side is None else side.shape[-1] for side in basis]
+    rows = lengths[0] or size // (count * lengths[1])
+    columns = size // (count * rows)
+    matrix = np.zeros((count, rows * columns, count, rows * columns))
+    sides = [
+        np.broadcast_to(np.eye(n), (count, n, n))
+        if side is None
+        else np.asarray(side, np.float64).reshape(count, n, n)
+        for side, n in zip(basis, (rows, columns), strict=True)
+    ]
+    for i, (left, right) in enumerate(zip(*sides, strict=True)):
+        matrix[i, :, i] = np.kron(left, right)
+    return matrix.reshape(size, size)
+
+
+def rotated_moment(params):
+    """A made-up moment of the network's: Kronecker, full, one side, and none, one a leaf."""
+    sides = {
+        "body": {"kernel": (4, 5), "bias": (5, None)},
+        "head": {"kernel": (None, 3), "bias": (None, None)},
+    }
+
+    def basis(path, nu):
+        left, right = sides[path[0].key][path[1].key]
+        made = [None if n is None else orthogonal(n + i, (n,)) for i, n in enumerate((left, right))]
+        return l2m.moments.Basis(*made) if left or right else None
+
+    moment = moment_of(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+    return moment._replace(basis=jax.tree_util.tree_map_with_path(basis, moment.nu))
+
+
+def dense_covariance(posterior):
+    """The covariance of every parameter with every other, from F along the bases; float64."""
+    data = l2m.posterior.data_precision(posterior)
+    leaves, treedef = jax.tree.flatten(data)
+    held = posterior.second_moment.basis
+    found = [None] * len(leaves) if held is None else treedef.flatten_up_to(held)
+    priors = jax.tree.leaves(
+        jax.tree.map(
+            lambda delta, sub: jax.tree.map(lambda _: delta, sub), posterior.prior_precision, data
+        )
+    )
+    blocks = []
+    for f, one, delta in zip(leaves, found, priors, strict=True):
+        q = dense_basis(one, f.shape)
+        precision = np.ravel(np.asarray(f, np.float64)) + float(delta)
+        blocks.append(float(posterior.temperature) * (q / precision) @ q.T)
+    return linalg.block_diag(*blocks)

@@ -233,3 +233,45 @@ def test_the_page_on_scale_runs(tmp_path, monkeypatch):
     page = run_blocks("docs/scale.md")
     assert page["outputs"].shape == (8 * jax.device_count(), 16, 3)
     np.testing.assert_array_equal(page["restored"].mean["body"], page["params"]["body"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "specs"),
+    [
+        (AxisType.Auto, "columns then rows"),
+        pytest.param(AxisType.Explicit, "columns", marks=needs_explicit_axes),
+    ],
+)
+def test_bases_of_sharded_leaves(kind, specs):
+    """Tracked, read, drawn and predicted on a mesh: the numbers of one device, where they live."""
+    plain, draws, variances = _tracked()
+    mesh = mesh_of(8, kind)
+    with jax.set_mesh(mesh):
+        shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS[specs].items()}
+        sharded, more_draws, more_variances = _tracked(lambda x: jax.device_put(x, shardings))
+        for name, sharding in shardings.items():
+            assert l2m.variance(sharded)[name].shape == SHAPES[name]
+            if kind == AxisType.Explicit:
+                assert more_draws[name].sharding.spec == P(None, *sharding.spec)
+    for found, expected in ((more_draws, draws), (more_variances, variances)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+        )
+    np.testing.assert_allclose(
+        l2m.posterior.entropy(sharded), l2m.posterior.entropy(plain), rtol=1e-5
+    )
+
+
+def _tracked(put=lambda tree: tree):
+    """A Kronecker posterior, draws of it, and the variances of its predictions."""
+    tx = l2m.track_second_moment(0.9, structure="kronecker")
+    keys = jax.random.split(KEY, len(SHAPES))
+    shapes = zip(keys, SHAPES.items(), strict=True)
+    params = put({name: jax.random.normal(key, shape) for key, (name, shape) in shapes})
+    state = jax.jit(tx.init)(params)
+    for scale in (1.0, 2.0, 3.0):
+        grads = jax.tree.map(lambda p, s=scale: jnp.cos(s * p), params)
+        _, state = jax.jit(tx.update)(grads, state)
+    posterior = l2m.laplace(params, state, num_data=100, batch_size=10)
+    x = jnp.ones((2, 4))
+    return posterior, l2m.sample(KEY, posterior, 3), l2m.output_variance(network, posterior, x)

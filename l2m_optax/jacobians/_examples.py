@@ -43,7 +43,10 @@ class ExampleMoments(NamedTuple):
 
     @property
     def root_mean_square(self) -> PyTree:
-        """What to give to `track_second_moment` as `moment_updates`; the batch size is then 1."""
+        """What to give to `track_second_moment` as `moment_updates`; the batch size is then 1.
+
+        For the squares alone: roots have no signs, and products of them are of no use.
+        """
         return jax.tree.map(lambda s: jnp.sqrt(s / self.num_examples), self.sum_of_squares)
 
 

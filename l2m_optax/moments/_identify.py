@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.memory import Memory
+from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.probe import enable_x64
 from l2m_optax.moments._identification.real_shapes import moments_of
 from l2m_optax.moments._identification.trace import gradient_tree
@@ -75,6 +76,6 @@ def _in_a_thread(tx: Any, params: PyTree) -> Identification:
 
 def _identify(tx: Any, params: PyTree) -> Identification:
     leaves, treedef = jax.tree.flatten(gradient_tree(params))
-    with enable_x64(True):
+    with enable_x64(True), plain_tracking():
         found = moments_of(tx, params)
     return Identification(tuple(found.values()), tuple(jnp.shape(p) for p in leaves), treedef)

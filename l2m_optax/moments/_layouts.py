@@ -12,6 +12,7 @@ import jax
 
 from l2m_optax._support.checks import complaint, path_name
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._basis import Basis, bases
 from l2m_optax.moments._moment import SecondMoment
 
 
@@ -119,12 +120,32 @@ def several(paths: list[str], remedy: str) -> str:
     return complaint("opt_state", "one second moment", f"{len(paths)}: {shown}", remedy)
 
 
-def with_told_decay(moment: SecondMoment, state: PyTree) -> SecondMoment:
-    """`moment` with the decay that the state itself holds, where running it showed none."""
-    if moment.decay is not None:
+def with_told(moment: SecondMoment, state: PyTree) -> SecondMoment:
+    """`moment` with what the state itself says of it, and running it cannot show.
+
+    That is its decay, where running it showed none, and the bases of leaves, with `nu` in them.
+    """
+    told = [hit.moment for hit in walk(state, "") if hit.told]
+    if moment.decay is None and len(told) == 1:
+        moment = moment._replace(decay=told[0].decay)
+    found = {path: pair for one in told for path, pair in _in_bases(one).items()}
+    if not found:
         return moment
-    told = [hit.moment.decay for hit in walk(state, "") if hit.told]
-    return moment._replace(decay=told[0]) if len(told) == 1 else moment
+
+    def of(path: Any, nu: Any) -> tuple[Any, Any]:
+        return found.get(path_name(path, ""), (None, nu))
+
+    return moment._replace(
+        basis=jax.tree_util.tree_map_with_path(lambda path, nu: of(path, nu)[0], moment.nu),
+        nu=jax.tree_util.tree_map_with_path(lambda path, nu: of(path, nu)[1], moment.nu),
+    )
+
+
+def _in_bases(moment: SecondMoment) -> dict[str, tuple[Basis | None, Any]]:
+    """By the path of a leaf that has one: its basis, and its moment there."""
+    leaves = jax.tree_util.tree_leaves_with_path(moment.nu)
+    pairs = zip(leaves, bases(moment.basis, moment.nu), strict=True)
+    return {path_name(path, ""): (one, nu) for (path, nu), one in pairs if one is not None}
 
 
 def walk(state: PyTree, path: str) -> Iterator[Found]:

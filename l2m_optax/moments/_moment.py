@@ -11,6 +11,7 @@ import numpy as np
 from l2m_optax._support.checks import complaint, is_concrete, is_not_negative
 from l2m_optax._support.trees import align, broadcast, statistics_dtype
 from l2m_optax._support.types import Array, ArrayLike, PyTree
+from l2m_optax.moments._basis import Basis, align_basis
 
 NEGLIGIBLE = 0.01
 """The relative error of a moment that may be passed over."""
@@ -35,6 +36,8 @@ class SecondMoment(NamedTuple):
         initial value of adagrad.
       micro_steps: batches whose gradients are averaged before they are squared, as
         `optax.MultiSteps` does, a whole number; `laplace` multiplies the batch size by it.
+      basis: a prefix tree of `nu` of `Basis` and `None`. Where it has a `Basis`, `nu` is the mean
+        of the squares of the gradient in that basis, in the shape of the leaf.
     """
 
     nu: PyTree
@@ -46,10 +49,13 @@ class SecondMoment(NamedTuple):
     mu_decay: ArrayLike | None = None
     offset: ArrayLike | PyTree = 0.0
     micro_steps: ArrayLike = 1
+    basis: Basis | PyTree | None = None
 
 
 def debiased(moment: SecondMoment) -> PyTree:
     r"""The mean of squared gradients, $(\nu - \text{offset}) / \text{weight}$, in float32 at least.
+
+    Where the moment has a basis, it is the mean of squares in that basis.
 
     Args:
       moment: a `SecondMoment`.
@@ -88,7 +94,8 @@ def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
     """``1 - decay**count`` without cancellation, for decays near 1 and small counts too."""
     if not is_concrete(decay):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * jnp.log1p(jnp.asarray(decay) - 1.0))
-    log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
+    with np.errstate(divide="ignore"):  # the logarithm of a decay of 0, of which nothing is left
+        log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
     if not is_concrete(count):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
     return jnp.asarray(-np.expm1(np.asarray(count, np.float64) * log_decay), jnp.float32)
@@ -129,4 +136,5 @@ def updated_weight(weight: ArrayLike | PyTree, count: ArrayLike | None) -> Array
 def align_moment(moment: SecondMoment, params: PyTree) -> SecondMoment:
     """`moment` in the tree structure of `params`; see `align` for what is refused."""
     mu = None if moment.mu is None else align(moment.mu, params, "mu")
-    return moment._replace(nu=align(moment.nu, params, "nu"), mu=mu)
+    basis = align_basis(moment.basis, params)
+    return moment._replace(nu=align(moment.nu, params, "nu"), mu=mu, basis=basis)

@@ -16,7 +16,7 @@ import optax
 from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._identification.trace import gradient_tree
-from l2m_optax.moments._layouts import Found, find, with_told_decay
+from l2m_optax.moments._layouts import Found, find, with_told
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
     SecondMoment,
@@ -126,7 +126,7 @@ def _by_running(
     like = find(opt_state).moment.nu if params is None else params
     found = identify_told(tx, like)
     moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-    return with_told_decay(moment, opt_state)
+    return with_told(moment, opt_state)
 
 
 def _by_type(

@@ -16,6 +16,7 @@ import optax
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.memory import Memory
+from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.trace import extended, gradient_tree
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._identify import identify
@@ -52,7 +53,8 @@ def _identify_told(tx: Any, params: PyTree) -> Identification:
 def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     """The paths of the states that say what they hold, and those of the arrays to be hidden."""
     try:
-        state = jax.eval_shape(extended(tx).init, _abstract(params))
+        with plain_tracking():
+            state = jax.eval_shape(extended(tx).init, _abstract(params))
     except Exception:  # whatever tx raises: `identify` meets it again, and says so
         return [], frozenset()
     nodes = [(path[1:], node) for path, node in _innermost((state,))]

@@ -11,6 +11,7 @@ import numpy as np
 from l2m_optax._support.checks import is_concrete, path_name
 from l2m_optax._support.trees import align, broadcast, free
 from l2m_optax._support.types import Array, ArrayLike, PyTree
+from l2m_optax.moments._basis import diagonal, over_leaves
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.posterior._report import Diagnosis, Leaf
@@ -63,11 +64,13 @@ def diagnose(
     if reference is not None:
         reference = free(align(reference, posterior.mean, "reference"), nu)
     data = data_precision(posterior)
+    own = over_leaves(diagonal, posterior.second_moment.basis, data)
     parts = {
         path_name(path, ""): _Part(*entries)
         for (path, _), *entries in zip(
             jax.tree_util.tree_leaves_with_path(nu),
             jax.tree.leaves(data),
+            jax.tree.leaves(own),
             jax.tree.leaves(broadcast(posterior.prior_precision, nu)),
             jax.tree.leaves(debiased(posterior.second_moment)),
             _or_nothing(mu, nu),
@@ -87,9 +90,10 @@ def diagnose(
 
 
 class _Part(NamedTuple):
-    """The arrays of one leaf."""
+    """The arrays of one leaf: F along its basis, and each parameter's own; and so on."""
 
     fisher: Array
+    diagonal: Array
     prior: ArrayLike
     nu: Array
     mu: Array | None
@@ -140,7 +144,9 @@ def _sums(part: _Part, moment: SecondMoment) -> _Sums:
         mean_square=nan if part.mu is None else _mean_square(part.nu, part.mu, moment),
         fisher=jnp.sum(f),
         reference=nan if part.reference is None else jnp.sum(part.reference),
-        logs=_LogSums(*[nan] * 6) if part.reference is None else _log_sums(f, part.reference),
+        logs=_LogSums(*[nan] * 6)
+        if part.reference is None
+        else _log_sums(part.diagonal, part.reference),
     )
 
 

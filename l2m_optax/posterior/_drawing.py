@@ -1,4 +1,4 @@
-"""Draws of the free leaves, leaf by leaf: the standard normals, scaled and moved."""
+"""Draws of the free leaves, leaf by leaf: the standard normals, scaled, rotated and moved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_count, is_concrete
+from l2m_optax._support.shardings import explicit_sharding
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._basis import bases, rotate_back
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 
 
@@ -54,14 +56,21 @@ OfNormals: TypeAlias = Callable[[Array, Posterior], Array]
 
 @jax.jit
 def _deviation(normals: Array, leaf: Posterior) -> Array:
-    return (jnp.sqrt(free_variance(leaf)) * normals).astype(jnp.result_type(leaf.mean))
+    return _spread(normals, leaf).astype(jnp.result_type(leaf.mean))
 
 
 @jax.jit
 def _moved(normals: Array, leaf: Posterior) -> Array:
     mean = jnp.asarray(leaf.mean, statistics_dtype(leaf.mean))
-    moved = mean + jnp.sqrt(free_variance(leaf)) * normals
-    return moved.astype(jnp.result_type(leaf.mean))
+    return (mean + _spread(normals, leaf)).astype(jnp.result_type(leaf.mean))
+
+
+def _spread(normals: Array, leaf: Posterior) -> Array:
+    r"""Standard normals as draws of the deviation, $Q \sqrt{\sigma^2}\, \epsilon$."""
+    rotate = functools.partial(rotate_back, leaf.second_moment.basis)
+    for _ in range(normals.ndim - jnp.ndim(leaf.mean)):
+        rotate = jax.vmap(rotate)
+    return rotate(jnp.sqrt(free_variance(leaf)) * normals)
 
 
 def _one_of_each(
@@ -134,7 +143,7 @@ def _mirrored(normals: Array, num_samples: int) -> Array:
 
 def _normal(key: Array, leaf: Posterior) -> Array:
     """Standard normals like a leaf, in its own shape, so that they are sharded as it is."""
-    sharding, shape = _explicit_sharding(leaf.mean), jnp.shape(leaf.mean)
+    sharding, shape = explicit_sharding(leaf.mean), jnp.shape(leaf.mean)
     if sharding is None:
         return jax.random.normal(key, shape, _dtype(leaf))
     return jax.random.normal(key, shape, _dtype(leaf), out_sharding=sharding)
@@ -151,13 +160,6 @@ def _on_one_device(leaf: Array) -> bool:
     )
 
 
-def _explicit_sharding(like: Array) -> Any:
-    """The sharding that is part of an array's type, on meshes with axes of `AxisType.Explicit`."""
-    sharding = getattr(jax.typeof(like), "sharding", None)
-    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
-    return sharding if jax.sharding.AxisType.Explicit in kinds else None
-
-
 def one_leaf_each(posterior: Posterior) -> list[Posterior]:
     """A posterior for each free leaf, whose trees are that leaf alone."""
     mean, moment = free_mean(posterior), posterior.second_moment
@@ -170,12 +172,13 @@ def one_leaf_each(posterior: Posterior) -> list[Posterior]:
 
     means = jax.tree.leaves(mean)
     moments = [
-        moment._replace(nu=nu, mu=mu, weight=weight, offset=offset)
-        for nu, mu, weight, offset in zip(
+        moment._replace(nu=nu, mu=mu, weight=weight, offset=offset, basis=basis)
+        for nu, mu, weight, offset, basis in zip(
             leaves(moment.nu),
             leaves(moment.mu),
             values(moment.weight),
             values(moment.offset),
+            bases(moment.basis, mean),
             strict=True,
         )
     ]

@@ -25,6 +25,7 @@ from l2m_optax._support.checks import (
 )
 from l2m_optax._support.trees import align, broadcast
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._basis import bases, check_basis
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
 from l2m_optax.moments._second_moment import second_moment
@@ -118,7 +119,7 @@ def laplace(
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     remedy = "pass 1 for the posterior itself, 0 for the mode"
     check_not_negative("temperature", temperature, remedy)
-    _broadcast_prior(prior_precision, params)
+    _check_prior_precision(prior_precision, params, moment.basis)
     return Posterior(
         mean=params,
         second_moment=moment,
@@ -157,6 +158,7 @@ def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
 def _sound_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
     """The moment as `laplace` keeps it: sound, and with `mu` only where it is to be subtracted."""
     check_second_moment(moment.nu)
+    check_basis(moment.basis)
     check_updated("moment", moment.count)
     check_positive("moment.weight", moment.weight, "pass what the weights of the mean sum to")
     weight = jax.tree.map(lambda w: or_nan(w, is_positive), moment.weight)
@@ -186,13 +188,21 @@ def _remembers(decay: Any) -> Any:
     return (decay > 0) & (decay < 1)
 
 
-def _broadcast_prior(prior_precision: PyTree, params: PyTree) -> None:
+def _check_prior_precision(prior_precision: PyTree, params: PyTree, basis: PyTree) -> None:
     try:
-        broadcast(prior_precision, params)
+        priors = broadcast(prior_precision, params)
     except ValueError as error:
         remedy = "pass one number, or a tree of numbers that is a prefix of params"
         got = str(jax.tree.structure(prior_precision))
         raise ValueError(complaint("prior_precision", "a prefix of params", got, remedy)) from error
+    paths = jax.tree_util.tree_leaves_with_path(priors)
+    for (path, prior), one in zip(paths, bases(basis, params), strict=True):
+        if one is not None and jnp.size(prior) != 1:
+            # Only a multiple of the identity is the same in every basis.
+            where, got = path_name(path, "prior_precision"), f"shape {jnp.shape(prior)}"
+            remedy = "pass one number, or track this leaf with structure='diagonal'"
+            expected = "one number for a leaf whose moment has a basis"
+            raise ValueError(complaint(where, expected, got, remedy))
 
 
 def _scalar(value: ArrayLike) -> jax.Array:

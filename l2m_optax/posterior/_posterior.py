@@ -1,11 +1,13 @@
 """`laplace`: parameters and a second moment in, the posterior pytree out; nothing is copied.
 
-The posterior is a Gaussian of independent coordinates with means θ* and variances T / (F + δ), kept
-as the arrays the optimizer already holds; its precision is formed inside whatever uses it.
+The posterior is a Gaussian with the mean θ*. In the basis of each leaf, most often the parameters'
+own, its coordinates are independent, with variances T / (F + δ). It is kept as the arrays that the
+optimizer already holds; its precision is formed inside whatever uses it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
@@ -13,15 +15,17 @@ import jax.numpy as jnp
 
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._basis import diagonal, over_leaves, rotate_back, rotate_into
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 
 
 class Posterior(NamedTuple):
-    """A Gaussian posterior of independent coordinates; a pytree that can be vmapped and saved.
+    """A Gaussian posterior, independent in the basis of each leaf; a pytree, vmapped and saved.
 
     Attributes:
       mean: the trained parameters, the very arrays passed in.
-      second_moment: the running mean of squared gradients; leaves that are `None` are fixed.
+      second_moment: the running mean of squared gradients, and the basis that it is in; leaves that
+        are `None` are fixed.
       data_scale: what turns a mean squared gradient into the data's precision F, shape ().
       prior_precision: δ, of shape () each, one or a prefix tree of `mean`.
       prior_mean: θ0, like `mean` in structure and shapes; `None` for zero.
@@ -47,7 +51,8 @@ def data_precision(posterior: Posterior) -> PyTree:
       posterior: a `Posterior`.
 
     Returns:
-      A tree like the mean, in float32 at least; `None` at fixed leaves.
+      A tree like the mean, in float32 at least; `None` at fixed leaves. Where the second moment has
+      a basis, precisions are along that basis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,6 +70,8 @@ def data_precision(posterior: Posterior) -> PyTree:
 def precision(posterior: Posterior) -> PyTree:
     r"""The posterior's precision, $(F + \delta) / T$; infinite at fixed leaves, and at T = 0.
 
+    Where the second moment has a basis Q, it is the diagonal of $Q\,\mathrm{diag}(p)\,Q^\top$.
+
     Args:
       posterior: a `Posterior`.
 
@@ -79,12 +86,15 @@ def precision(posterior: Posterior) -> PyTree:
       >>> l2m.posterior.precision(posterior)
       Array([  1., 102.], dtype=float32)
     """
-    return _with_fixed(free_precision(posterior), posterior.mean, jnp.inf)
+    return _with_fixed(_diagonals(posterior, free_precision(posterior)), posterior.mean, jnp.inf)
 
 
 @jax.jit
 def variance(posterior: Posterior) -> PyTree:
     r"""The posterior's variance, $T / (F + \delta)$; zero at fixed leaves, and at T = 0.
+
+    It is each parameter's own. Where the second moment has a basis Q, in which variances are
+    $\sigma^2$, it is the diagonal of $Q\,\mathrm{diag}(\sigma^2)\,Q^\top$.
 
     Args:
       posterior: a `Posterior`.
@@ -100,7 +110,7 @@ def variance(posterior: Posterior) -> PyTree:
       >>> l2m.variance(posterior)[0]
       Array(1., dtype=float32)
     """
-    return _with_fixed(free_variance(posterior), posterior.mean, 0.0)
+    return _with_fixed(_diagonals(posterior, free_variance(posterior)), posterior.mean, 0.0)
 
 
 def free_mean(posterior: Posterior) -> PyTree:
@@ -109,13 +119,24 @@ def free_mean(posterior: Posterior) -> PyTree:
 
 
 def free_precision(posterior: Posterior) -> PyTree:
-    """`precision` with `None` at fixed leaves."""
+    """The precision along the basis of each leaf, with `None` at fixed leaves."""
     return jax.tree.map(lambda p: p / posterior.temperature, _untempered(posterior))
 
 
 def free_variance(posterior: Posterior) -> PyTree:
-    """`variance` with `None` at fixed leaves."""
+    """The variance along the basis of each leaf, with `None` at fixed leaves."""
     return jax.tree.map(lambda p: posterior.temperature / p, _untempered(posterior))
+
+
+def times_covariance(posterior: Posterior) -> Callable[[PyTree], PyTree]:
+    """The covariance as a function of trees like the free leaves, in float32 at least."""
+    basis, variance = posterior.second_moment.basis, free_variance(posterior)
+
+    def product(tree: PyTree) -> PyTree:
+        scaled = jax.tree.map(jnp.multiply, over_leaves(rotate_into, basis, tree), variance)
+        return over_leaves(rotate_back, basis, scaled)
+
+    return product
 
 
 def free_deviation(posterior: Posterior) -> PyTree:
@@ -133,6 +154,11 @@ def _untempered(posterior: Posterior) -> PyTree:
     return jax.tree.map(jnp.add, data, broadcast(posterior.prior_precision, data))
 
 
+def _diagonals(posterior: Posterior, tree: PyTree) -> PyTree:
+    """For numbers along the basis of each leaf the diagonal of their matrix, in parameter space."""
+    return over_leaves(diagonal, posterior.second_moment.basis, tree)
+
+
 def _gradient_variance(moment: SecondMoment) -> PyTree:
     r"""The mean squared gradient, less the squared mean gradient where that was read too.
 
@@ -147,7 +173,8 @@ def _gradient_variance(moment: SecondMoment) -> PyTree:
         mean = jnp.asarray(mu, nu.dtype) / leading(moment.mu_weight, nu)
         return jnp.maximum(nu - jnp.square(mean), 0.0) / leading(1.0 - ratio, nu)
 
-    return jax.tree.map(center, debiased(moment), moment.mu)
+    mean = over_leaves(rotate_into, moment.basis, moment.mu)
+    return jax.tree.map(center, debiased(moment), mean)
 
 
 def _with_fixed(tree: PyTree, mean: PyTree, value: float) -> PyTree:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_positive, is_positive
-from l2m_optax._support.trees import align, free, subtrees, total
+from l2m_optax._support.trees import align, free, statistics_dtype, subtrees, total
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._basis import over_leaves, rotate_into
 from l2m_optax.posterior._drawing import draws
 from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision
 
@@ -18,7 +19,9 @@ from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision
 def sample(
     key: Array, posterior: Posterior, num_samples: int, *, antithetic: bool = False
 ) -> PyTree:
-    r"""Draws $\theta_s = \theta^* + \sqrt{T / (F + \delta)}\, \epsilon_s$.
+    r"""Draws $\theta_s = \theta^* + Q \sqrt{T / (F + \delta)}\, \epsilon_s$.
+
+    Q is the basis of the second moment; without one it is the identity.
 
     Outside of `jax.jit` each shape of leaf is compiled once, however many leaves there are.
 
@@ -55,6 +58,8 @@ def sample(
 def log_prob(posterior: Posterior, params: PyTree) -> Array:
     r"""Log-density, $\tfrac12 \sum [\log(p / 2\pi) - p (\theta - \theta^*)^2]$; p is the precision.
 
+    Where the second moment has a basis, p and $\theta - \theta^*$ are along that basis.
+
     Args:
       posterior: a `Posterior`.
       params: θ, like the mean; its values at fixed leaves play no part.
@@ -83,11 +88,16 @@ def _log_prob(posterior: Posterior, params: PyTree) -> Array:
     mean = free_mean(posterior)
     theta = free(align(params, posterior.mean, "params"), mean)
 
-    def density(m: Array, t: Array, p: Array) -> Array:
-        deviation = jnp.asarray(t, p.dtype) - jnp.asarray(m, p.dtype)
-        return -0.5 * (p * jnp.square(deviation) - jnp.log(p) + math.log(2.0 * math.pi))
+    def subtract(t: Array, m: Array) -> Array:
+        dtype = statistics_dtype(m)
+        return jnp.asarray(t, dtype) - jnp.asarray(m, dtype)
 
-    found = total(jax.tree.map(density, mean, theta, free_precision(posterior)))
+    def density(d: Array, p: Array) -> Array:
+        return -0.5 * (p * jnp.square(d) - jnp.log(p) + math.log(2.0 * math.pi))
+
+    deviation = jax.tree.map(subtract, theta, mean)
+    deviation = over_leaves(rotate_into, posterior.second_moment.basis, deviation)
+    found = total(jax.tree.map(density, deviation, free_precision(posterior)))
     return jnp.where(is_positive(posterior.temperature), found, jnp.nan)
 
 

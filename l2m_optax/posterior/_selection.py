@@ -55,7 +55,8 @@ def restrict(posterior: Posterior, where: Where) -> Posterior:
         got = f"none of {_some_paths(posterior.mean)}"
         raise ValueError(complaint("where", "a leaf with a second moment", got, remedy))
     mu = None if moment.mu is None else _keep(moment.mu, posterior.mean, kept)
-    return posterior._replace(second_moment=moment._replace(nu=nu, mu=mu))
+    basis = None if moment.basis is None else _keep(moment.basis, posterior.mean, kept)
+    return posterior._replace(second_moment=moment._replace(nu=nu, mu=mu, basis=basis))
 
 
 def release(posterior: Posterior, where: Where) -> Posterior:

@@ -16,7 +16,9 @@ from l2m_optax.jacobians._factors import factors, run_perturbed, weights
 from l2m_optax.jacobians._program import Program, trace
 from l2m_optax.jacobians._reach import Reach, Reached, find_reach
 from l2m_optax.jacobians._uses import FullGradient, SingleUse, find_uses
+from l2m_optax.moments._basis import bases, over_leaves, rotate_into
 from l2m_optax.posterior._posterior import Posterior, free_mean
+from l2m_optax.predict._in_bases import in_bases
 from l2m_optax.predict._outputs import check_outputs
 
 
@@ -24,7 +26,7 @@ class Jacobian(NamedTuple):
     """The Jacobian of one example's outputs, unevaluated.
 
     Attributes:
-      program: outputs of one example from the free leaves.
+      program: outputs of one example from the free leaves, in their bases.
       uses: how the squared Jacobian of each of these leaves is computed.
       shape: of one example's outputs.
     """
@@ -43,6 +45,12 @@ class Jacobian(NamedTuple):
         """About how many numbers exist at a time for each example and cotangent."""
         sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]
         return sum(use.size for use in self.uses) + max(sizes, default=0)
+
+
+def coordinates(posterior: Posterior) -> list[Array]:
+    """The means of the free leaves in the bases of the second moment."""
+    basis, mean = posterior.second_moment.basis, free_mean(posterior)
+    return jax.tree.leaves(over_leaves(rotate_into, basis, mean))
 
 
 def any_reach(reach: Reach) -> bool:
@@ -93,7 +101,9 @@ def jacobian_of(
         return jnp.ravel(outputs)
 
     example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], inputs))
-    program = trace(outputs_of, leaves, example)
+    held = bases(posterior.second_moment.basis, mean)
+    plain = trace(outputs_of, leaves, example)
+    program = in_bases(plain, held, coordinates(posterior), example)
     ways = [find_reach(program, leaf) for leaf in program.jaxpr.invars[: len(leaves)]]
     pairs = zip(ways, find_uses(program, len(leaves)), strict=True)
     uses = [way if way is not None and spares(way) else use for way, use in pairs]
@@ -120,7 +130,7 @@ class Linearised(NamedTuple):
 def at(
     jacobian: Jacobian, leaves: Sequence[Array], variances: Sequence[Array], example: PyTree
 ) -> Linearised:
-    """The Jacobian at one example, from the free leaves and their variances."""
+    """The Jacobian at one example, from the free leaves and their variances, in their bases."""
     program, uses = jacobian.program, jacobian.uses
     outputs, pull, residuals = jax.vjp(
         lambda perturbations: run_perturbed(

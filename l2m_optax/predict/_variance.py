@@ -20,11 +20,12 @@ from l2m_optax._support.checks import (
 from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.jacobians._reach import Reach
-from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+from l2m_optax.posterior._posterior import Posterior, free_variance
 from l2m_optax.predict._jacobian import (
     Linearised,
     any_reach,
     at,
+    coordinates,
     explained,
     jacobian_of,
     separate_reach,
@@ -49,6 +50,10 @@ def output_variance(
     last layer needs no cotangents either, at any position of a sequence: its part of output k is
     $(a^2 \sigma^2)_k$. Of other leaves the gradient of each example and output is formed, a chunk
     at a time; `predict.tabulate` says of which.
+
+    Where the second moment of a leaf has a basis, $\sigma^2$ is along it, and a and d are rotated:
+    $a\,\text{left}$ and $d\,\text{right}$ stand in their places, for dense layers, convolutions and
+    embeddings whose table is not rotated on the left. Of other leaves the gradient is rotated.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``, in which each example's outputs depend on
@@ -203,7 +208,7 @@ def _compiled(
         shape = chosen.shape[1:]
     rows = chosen.shape[1] if jacobian.pulled or reduce.of_pairs else 1
     chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
-    leaves, variances = map(jax.tree.leaves, (free_mean(posterior), free_variance(posterior)))
+    leaves, variances = coordinates(posterior), jax.tree.leaves(free_variance(posterior))
 
     def one(example_and_chosen: tuple[PyTree, Array]) -> Array:
         example, chosen = example_and_chosen

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from l2m_optax._support.checks import complaint, path_name
-from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.checks import check_count, complaint, path_name
+from l2m_optax._support.trees import statistics_dtype, subtrees
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._eigenbasis import in_eigenbases, mean_products
+from l2m_optax.moments._identification.plain import is_plain
 from l2m_optax.moments._moment import SecondMoment, bias_weight
+from l2m_optax.transforms._structure import Structure, zero_factors
 
 
 class TrackSecondMomentState(NamedTuple):
     """State of `track_second_moment`.
 
     Attributes:
-      count: number of updates, int32 of shape ().
-      decay: decay of the mean, float32 of shape ().
+      count: number of updates of the mean, int32 of shape ().
+      decay: decay of the mean from one of its updates to the next, float32 of shape ().
       nu: the debiased running mean of squared updates, float32, like the parameters.
+      phase: calls since the last update of the mean, int32 of shape (); `None` where each is one.
+      factors: the debiased running means of products of updates, float32: `Factors` or `None` for
+        each leaf; `None` where there are none.
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     decay: Array
     nu: PyTree
+    phase: Array | None = None
+    factors: PyTree | None = None
 
     def read_second_moment(self) -> SecondMoment:
-        """The `SecondMoment`, whose arrays are the state's own."""
-        return SecondMoment(self.nu, count=self.count, decay=self.decay)
+        """The `SecondMoment`: the state's own arrays, or the moment in the factors' eigenbases."""
+        if self.factors is None:
+            return SecondMoment(self.nu, count=self.count, decay=self.decay)
+        nu, basis = in_eigenbases(self.nu, self.factors)
+        return SecondMoment(nu, count=self.count, decay=self.decay, basis=basis)
 
 
-def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
+def track_second_moment(
+    decay: float,
+    *,
+    structure: Structure = "diagonal",
+    every: int = 1,
+    max_side: int = 2048,
+    max_bytes: int = 2**32,
+) -> optax.GradientTransformationExtraArgs:
     r"""Pass updates through unchanged and keep the debiased running mean of their squares.
 
     $\hat\nu_t = \hat\nu_{t-1} + \frac{1-\beta}{1-\beta^t} (g_t^2 - \hat\nu_{t-1})$, which is Adam's
@@ -42,22 +61,49 @@ def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
     of the chain. Inside `optax.MultiSteps` it sees gradients averaged over k batches: pass
     ``tx=``, the `MultiSteps`, which shows k.
 
+    **Correlations.** With a `structure` products of gradients are kept beside the squares, and the
+    moment that is read is in a basis (`moments.Basis`), so that the posterior has correlations
+    inside of each leaf:
+
+    - ``"kronecker"`` folds a leaf into a matrix G of shape (m, n), by the two groups of
+      neighbouring axes that take the least memory, and keeps the means of $G G^\top$ and
+      $G^\top G$. The moment is read as their Kronecker product, with the trace of the squares.
+    - ``"full"`` keeps the mean of $\mathrm{vec}(g)\,\mathrm{vec}(g)^\top$ for leaves of at most
+      `max_side` entries, and is ``"kronecker"`` for others.
+
+    They take ``4 (m² + n²)`` bytes a leaf in float32, beside the ``4 m n`` of the squares, and
+    ``4 (m n)²`` for a full one. A side longer than `max_side` has no product; it stays diagonal.
+    Reading takes an eigendecomposition of each, $O(m^3 + n^3)$, once.
+
     ``update(..., moment_updates=)`` squares these gradients instead of the updates: gradients of a
     batch with labels drawn from the model give the true Fisher. A leading axis more than the
     parameters have is a stack of micro-batches, over which the mean of the squares is taken; the
     `batch_size` to give to `laplace` is then that of one micro-batch, so that large batches keep
-    their noise.
+    their noise. A function without arguments that returns such gradients is called only when the
+    mean is updated. What is passed to a `structure` must be gradients with their signs, and not
+    roots of mean squares.
 
     Args:
       decay: β, at least 0 and below 1; the mean looks back over ``(1 + β) / (1 - β)`` updates.
+      structure: ``"diagonal"``, ``"kronecker"`` or ``"full"``; a prefix tree of these, as in
+        `optax.partition`; or a function of the path of a leaf, a tuple of keys as in `restrict`,
+        and its shape. ``transforms.Stacked("kronecker", 1)`` labels a leaf whose first axis numbers
+        matrices, each of which has a basis of its own.
+      every: k. The mean is updated at the first call and then at each k-th, with the decay
+        $\beta^k$, so that it looks back over as many calls and costs a k-th.
+      max_side: the longest side that has a product.
+      max_bytes: the most that all products together may take.
 
     Returns:
       A transformation whose state is a `TrackSecondMomentState`; its arrays are float32 whatever
       the dtype of the parameters.
 
     Raises:
-      ValueError: if `decay` is outside of [0, 1), or, from ``update``, if `moment_updates` are not
-        shaped like the parameters, or like a stack of them.
+      ValueError: if `decay` is outside of [0, 1), or `every`, `max_side` or `max_bytes` below 1.
+        From ``init``, if `structure` holds another label or is no prefix of the parameters, or the
+        products take more than `max_bytes`. From ``update``, if `moment_updates` are not shaped
+        like the parameters, or like a stack of them.
+      TypeError: if `every`, `max_side` or `max_bytes` is no integer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -67,45 +113,91 @@ def track_second_moment(decay: float) -> optax.GradientTransformationExtraArgs:
       >>> _, state = tx.update(jnp.array([1.0, 3.0]), state)
       >>> print(state[0].nu)
       [1. 9.]
+      >>> tx = l2m.track_second_moment(0.9, structure="full")
+      >>> _, state = tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.ones(2)))
+      >>> print(l2m.second_moment(state).nu.round(3))  # the gradient's length is all there is
+      [ 0. 10.]
+
+    Reference:
+      Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature
+      (2015); Gupta et al., Shampoo (2018), whose factors these are.
     """
     if not 0 <= decay < 1:
         remedy = "0.999 averages about 2000 updates, 0.9 about 19"
         raise ValueError(complaint("decay", "0 <= decay < 1", str(decay), remedy))
+    for name, number in (("every", every), ("max_side", max_side), ("max_bytes", max_bytes)):
+        check_count(name, number)
+    kept = decay**every
 
     def init(params: PyTree) -> TrackSecondMomentState:
         nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=statistics_dtype(p)), params)
-        return TrackSecondMomentState(jnp.zeros((), jnp.int32), jnp.float32(decay), nu)
+        state = TrackSecondMomentState(jnp.zeros((), jnp.int32), jnp.float32(kept), nu)
+        if is_plain():
+            return state
+        factors = zero_factors(structure, params, max_side, max_bytes)
+        return state._replace(
+            phase=jnp.zeros((), jnp.int32) if every > 1 else None,
+            factors=factors if jax.tree.leaves(factors) else None,
+        )
 
     def update(
         updates: PyTree,
         state: TrackSecondMomentState,
         params: PyTree | None = None,
         *,
-        moment_updates: PyTree | None = None,
+        moment_updates: PyTree | Callable[[], PyTree] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, TrackSecondMomentState]:
         del params, extra
-        count = optax.safe_increment(state.count)
-        share = (1.0 - decay) / bias_weight(decay, count)
 
-        def follow(path: Any, nu: Array, g: Array) -> Array:
-            return nu + share.astype(nu.dtype) * (_mean_square(path, nu, g) - nu)
+        def followed() -> TrackSecondMomentState:
+            return _followed(kept, state, _given(updates, moment_updates))
 
-        squared = updates if moment_updates is None else moment_updates
-        nu = jax.tree_util.tree_map_with_path(follow, state.nu, squared)
-        return updates, TrackSecondMomentState(count, state.decay, nu)
+        if state.phase is None:
+            return updates, followed()
+        following = jax.lax.cond(state.phase == 0, followed, lambda: state)
+        return updates, following._replace(phase=(state.phase + 1) % every)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _mean_square(path: Any, nu: Array, g: Array) -> Array:
-    """The squares of `g` in the dtype of `nu`, averaged over a leading axis if it has one more."""
-    squares = jnp.square(jnp.asarray(g, nu.dtype))
-    if squares.shape == nu.shape:
-        return squares
-    if squares.shape[1:] == nu.shape and squares.ndim and squares.shape[0]:
-        return jnp.mean(squares, axis=0)
+def _given(updates: PyTree, moment_updates: PyTree | Callable[[], PyTree] | None) -> PyTree:
+    """The gradients that are squared."""
+    if moment_updates is None:
+        return updates
+    return moment_updates() if callable(moment_updates) else moment_updates
+
+
+def _followed(
+    decay: float, state: TrackSecondMomentState, gradients: PyTree
+) -> TrackSecondMomentState:
+    """The state after one update of its means."""
+    count = optax.safe_increment(state.count)
+    share = (1.0 - decay) / bias_weight(decay, count)
+
+    def follow(mean: Array, new: Array) -> Array:
+        return mean + share.astype(mean.dtype) * (new - mean)
+
+    stacks = jax.tree_util.tree_map_with_path(_stack, state.nu, gradients)
+    nu = jax.tree.map(lambda n, g: follow(n, jnp.mean(jnp.square(g), axis=0)), state.nu, stacks)
+    if state.factors is None:
+        return state._replace(count=count, nu=nu)
+    leaves, treedef = jax.tree.flatten(stacks)
+    pairs = zip(subtrees(state.factors, stacks), leaves, strict=True)
+    factors = [
+        None if held is None else jax.tree.map(follow, held, mean_products(held, g))
+        for held, g in pairs
+    ]
+    return state._replace(count=count, nu=nu, factors=jax.tree.unflatten(treedef, factors))
+
+
+def _stack(path: Any, nu: Array, g: Array) -> Array:
+    """Gradients of one leaf in the dtype of `nu`, with a leading axis of one or more."""
+    g = jnp.asarray(g, nu.dtype)
+    if g.shape == nu.shape:
+        return g[None]
+    if g.shape[1:] == nu.shape and g.ndim and g.shape[0]:
+        return g
     expected = f"shape {nu.shape}, or a stack of them"
     remedy = "pass gradients like the parameters, or stacked along one leading axis"
-    where = path_name(path, "moment_updates")
-    raise ValueError(complaint(where, expected, str(squares.shape), remedy))
+    raise ValueError(complaint(path_name(path, "moment_updates"), expected, str(g.shape), remedy))

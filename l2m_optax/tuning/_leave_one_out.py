@@ -20,7 +20,7 @@ from l2m_optax._support.search import Minimum, rounds_for, zoom
 from l2m_optax._support.trees import align, fill, statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.likelihoods import categorical
-from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
+from l2m_optax.posterior._posterior import Posterior, free_mean, times_covariance
 from l2m_optax.predict._jacobian import jacobian_of, no_reach
 from l2m_optax.predict._linearized import output_deviations
 from l2m_optax.predict._outputs import check_independent, coupling
@@ -233,7 +233,7 @@ def joint_covariance(
     Column by column: a product with the transposed Jacobian, then one with the Jacobian.
     """
     mean = free_mean(posterior)
-    variance = free_variance(posterior._replace(temperature=jnp.ones(())))
+    covary = times_covariance(posterior._replace(temperature=jnp.ones(())))
     outputs, push = jax.linearize(lambda m: apply_fn(fill(m, posterior.mean), inputs), mean)
     pull = jax.linear_transpose(push, mean)
     dtype = statistics_dtype(outputs)
@@ -241,7 +241,7 @@ def joint_covariance(
     def column(index: Array) -> Array:
         unit = jax.nn.one_hot(index, outputs.size, dtype=outputs.dtype)
         (pulled,) = pull(unit.reshape(outputs.shape))
-        moved = jax.tree.map(lambda g, v: (g * v).astype(g.dtype), pulled, variance)
+        moved = jax.tree.map(lambda g, m: m.astype(g.dtype), pulled, covary(pulled))
         return push(moved).astype(dtype)
 
     if chunk_size is None:

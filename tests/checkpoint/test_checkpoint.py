@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import moment_of, network, network_params, run_script
+from helpers import moment_of, network, network_params, rotated_moment, run_script
 
 import l2m_optax as l2m
 from l2m_optax import checkpoint
@@ -37,6 +37,11 @@ def plain(dtype=jnp.float32):
     return l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
 
 
+def rotated():
+    params = network_params(jax.random.key(0))
+    return l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5)
+
+
 def fitted_by_groups():
     groups = {"body": "body", "head": "head"}
     return l2m.fit_prior_precision(plain(), groups=groups).posterior
@@ -53,6 +58,8 @@ def centred():
 POSTERIORS = {
     "plain": plain,
     "restricted": lambda: l2m.restrict(plain(), "head"),
+    "in bases": rotated,
+    "restricted, in bases": lambda: l2m.restrict(rotated(), "head"),
     "fitted by groups": fitted_by_groups,
     "centred, prior mean": centred,
     "bfloat16": lambda: plain(jnp.bfloat16),

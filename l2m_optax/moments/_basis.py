@@ -1,0 +1,210 @@
+r"""A basis for the second moment of a leaf: rotations of one or both sides of a matrix.
+
+A leaf is folded into a matrix G of shape (m, n), or a stack of them, and its second moment is the
+mean of $(\text{left}^\top G\, \text{right})^2$. A prior precision that is one number a leaf is the
+same in every basis. So sums over F, such as the evidence, do not know of bases; only what looks at
+single entries of the parameters goes through the functions here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import check_alive, check_finite, complaint, is_concrete, path_name
+from l2m_optax._support.shardings import everywhere, explicit_sharding, moved_to
+from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.types import Array, PyTree
+
+_ORTHOGONAL = 0.05
+"""How far an entry of QᵀQ may be from that of the identity: bfloat16 rounds by 0.01 or less."""
+
+
+class Basis(NamedTuple):
+    r"""Two orthogonal matrices Q, whose columns are a basis for the sides of a leaf.
+
+    Their shapes say how the leaf is folded. Leading axes b of `left` and `right` are axes of the
+    leaf too, each entry of which is a matrix with a basis of its own. The axes behind them are
+    split into two groups of neighbours: those whose sizes multiply to m, and to n. A leaf that is
+    raveled has one `left` of shape (size, size), which makes its covariance a full matrix.
+
+    Attributes:
+      left: of shape (\*b, m, m), or `None` for the identity.
+      right: of shape (\*b, n, n), or `None` for the identity.
+    """
+
+    left: Array | None = None
+    right: Array | None = None
+
+
+def rotate_into(basis: Basis | None, x: Array) -> Array:
+    r"""The leaf x in the basis, $\text{left}^\top X\, \text{right}$, in the shape of the leaf."""
+    left, right = basis or Basis()
+    return _between(_transposed(left), x, right)
+
+
+def rotate_back(basis: Basis | None, x: Array) -> Array:
+    r"""The leaf whose values in the basis are x: $\text{left}\, X\, \text{right}^\top$."""
+    left, right = basis or Basis()
+    return _between(left, x, _transposed(right))
+
+
+def diagonal(basis: Basis | None, x: Array) -> Array:
+    r"""The diagonal of $Q\,\mathrm{diag}(x)\,Q^\top$: $\text{left}^2\, X\, (\text{right}^2)^\top$.
+
+    The squares are those of each entry.
+    """
+    left, right = basis or Basis()
+    return _between(_squared(left), x, _transposed(_squared(right)))
+
+
+def _between(left: Array | None, x: Array, right: Array | None) -> Array:
+    """The product of three matrices, folded before and unfolded after it; float32 at least."""
+    sides = [side for side in (left, right) if side is not None]
+    if not sides:
+        return x
+    dtype = statistics_dtype(x, *sides)
+    folded = fold(left, right, everywhere(x)).astype(dtype)
+    if left is not None:
+        folded = _product(left.astype(dtype), folded)
+    if right is not None:
+        folded = _product(folded, right.astype(dtype))
+    return moved_to(folded.reshape(jnp.shape(x)), explicit_sharding(x))
+
+
+def fold(left: Array | None, right: Array | None, x: Array) -> Array:
+    r"""A leaf as matrices with sides as long as these, of which one at least is there.
+
+    Args:
+      left: of shape (\*b, m, m).
+      right: of shape (\*b, n, n).
+      x: the leaf.
+
+    Returns:
+      Shape (\*b, m, n).
+    """
+    rows, columns = (-1 if side is None else side.shape[-1] for side in (left, right))
+    stacked = next(side for side in (left, right) if side is not None).shape[:-2]
+    return jnp.reshape(x, (*stacked, rows, columns))
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Not in the few digits that some devices multiply float32 with by default."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _transposed(side: Array | None) -> Array | None:
+    return None if side is None else jnp.swapaxes(side, -1, -2)
+
+
+def _squared(side: Array | None) -> Array | None:
+    return None if side is None else jnp.square(jnp.asarray(side, statistics_dtype(side)))
+
+
+# --- trees ---------------------------------------------------------------------------------------
+
+
+def bases(basis: PyTree, like: PyTree) -> list[Basis | None]:
+    """The basis of each leaf of `like`, from a prefix tree of bases and `None`."""
+    found: list[Basis | None] = []
+
+    def extend(one: Basis | None, subtree: PyTree) -> None:
+        found.extend([one] * len(jax.tree.leaves(subtree)))
+
+    jax.tree.map(extend, basis, like, is_leaf=_is_one)
+    return found
+
+
+def over_leaves(
+    function: Callable[[Basis | None, Array], Array], basis: PyTree, tree: PyTree
+) -> PyTree:
+    """``function(basis, leaf)`` for each leaf of a tree, such as `rotate_into`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(bases(basis, tree), leaves, strict=True)
+    return jax.tree.unflatten(treedef, [function(one, leaf) for one, leaf in pairs])
+
+
+def align_basis(basis: PyTree, params: PyTree) -> PyTree:
+    """`basis` in the structure of `params`, matched by path, with an entry for each leaf.
+
+    Raises:
+      ValueError: naming a basis whose leaf is missing or has another shape.
+    """
+    held = {
+        path_name(path, ""): one
+        for path, one in jax.tree_util.tree_leaves_with_path(basis, is_leaf=_is_one)
+        if isinstance(one, Basis)
+    }
+    if not held:
+        return None
+    wanted = jax.tree_util.tree_leaves_with_path(params)
+    aligned = [_fitting(path, held.pop(path_name(path, ""), None), leaf) for path, leaf in wanted]
+    for key in held:
+        remedy = "pass a basis for each array, or None for what has none"
+        raise ValueError(complaint(f"basis{key}", "a leaf of the parameters", "none", remedy))
+    return jax.tree.unflatten(jax.tree.structure(params), aligned)
+
+
+def _fitting(path: Any, one: Basis | None, leaf: Any) -> Basis | None:
+    """A basis that folds the leaf.
+
+    Raises:
+      ValueError: if it does not.
+    """
+    if one is None or _folds(one, jnp.shape(leaf)):
+        return one
+    expected = f"square matrices that fold a leaf of shape {jnp.shape(leaf)}"
+    got = ", ".join("None" if side is None else str(jnp.shape(side)) for side in one)
+    remedy = "left and right are as long as two groups of neighbouring axes, see moments.Basis"
+    raise ValueError(complaint(path_name(path, "basis"), expected, got, remedy))
+
+
+def _folds(one: Basis, shape: tuple[int, ...]) -> bool:
+    """Whether the sides are as long as two groups of neighbouring axes, behind stacked ones."""
+    sides = [jnp.shape(side) for side in one if side is not None]
+    if any(len(side) < 2 or side[-1] != side[-2] or side[-1] < 1 for side in sides):
+        return False
+    stacked = {side[:-2] for side in sides}
+    if len(stacked) > 1 or any(shape[: len(b)] != b for b in stacked):
+        return False
+    rest = shape[sum(map(len, stacked)) :]
+    rows, columns = (None if side is None else jnp.shape(side)[-1] for side in one)
+    return any(
+        rows in (None, math.prod(rest[:i])) and columns in (None, math.prod(rest[i:]))
+        for i in range(len(rest) + 1)
+    )
+
+
+def check_basis(basis: PyTree) -> None:
+    """Refuse sides that are not orthogonal; traced arrays pass.
+
+    Raises:
+      ValueError: if a side was donated, or its columns are no orthonormal basis.
+      FloatingPointError: if it holds NaN or infinity.
+    """
+    remedy = "pass eigenvectors, as jnp.linalg.eigh returns them"
+    check_alive(basis, "basis")
+    check_finite(basis, "basis", remedy)
+    for path, side in jax.tree_util.tree_leaves_with_path(basis):
+        if is_concrete(side):
+            with jax.ensure_compile_time_eval():
+                off = float(_off_identity(side))
+            if off > _ORTHOGONAL:
+                got = f"one whose product with its transpose is {off:.2g} from the identity"
+                where = path_name(path, "basis")
+                raise ValueError(complaint(where, "an orthogonal matrix", got, remedy))
+
+
+@jax.jit
+def _off_identity(side: Array) -> Array:
+    side = jnp.asarray(side, statistics_dtype(side))
+    product = _product(jnp.swapaxes(side, -1, -2), side)
+    return jnp.max(jnp.abs(product - jnp.eye(side.shape[-1])))
+
+
+def _is_one(node: Any) -> bool:
+    return node is None or isinstance(node, Basis)
