@@ -26,7 +26,7 @@ from l2m_optax.moments._moment import (
     updated_weight,
 )
 from l2m_optax.moments._read import read
-from l2m_optax.moments._told import identify_told
+from l2m_optax.moments._told import identify_told, with_types
 
 _LONGEST_USUAL_DECAY = 0.999
 
@@ -126,7 +126,7 @@ def _by_running(
     like = find(opt_state).moment.nu if params is None else params
     found = identify_told(tx, like)
     moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-    return with_told(moment, opt_state)
+    return with_told(moment, with_types(opt_state, tx, like))
 
 
 def _by_type(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from l2m_optax._support.checks import path_name
+from l2m_optax._support.trees import words
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.memory import Memory
 from l2m_optax.moments._identification.plain import plain_tracking
@@ -50,11 +51,27 @@ def _identify_told(tx: Any, params: PyTree) -> Identification:
         raise TypeError(several(paths, remedy)) from error
 
 
+def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
+    """A state whose containers lost their types, with those that `tx` makes.
+
+    Without them nothing says itself what it holds. Others are returned as they are, and so are
+    those that `tx` did not make.
+    """
+    if any(says_itself(node) for node in jax.tree.leaves(opt_state, is_leaf=says_itself)):
+        return opt_state
+    try:
+        made = _shapes_of_state(tx, params)
+        arrays = {words(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
+        return jax.tree_util.tree_map_with_path(lambda path, _: arrays[words(path)], made)
+    except Exception:  # whatever tx raises, or an array that is not there
+        return opt_state
+
+
 def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     """The paths of the states that say what they hold, and those of the arrays to be hidden."""
     try:
         with plain_tracking():
-            state = jax.eval_shape(extended(tx).init, _abstract(params))
+            state = _shapes_of_state(tx, params)
     except Exception:  # whatever tx raises: `identify` meets it again, and says so
         return [], frozenset()
     nodes = [(path[1:], node) for path, node in _innermost((state,))]
@@ -66,6 +83,13 @@ def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     ]
     covered = {owner for _, owner in inside}
     return told, frozenset(path for path, owner in outside if owner in covered)
+
+
+def _shapes_of_state(tx: Any, params: PyTree) -> PyTree:
+    """The first state of `tx`, in shapes."""
+    init = extended(tx).init
+    # A function of its own each time: JAX remembers what it traced, and plain tracking is another.
+    return jax.eval_shape(lambda p: init(p), _abstract(params))
 
 
 def _innermost(state: PyTree) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -64,7 +64,10 @@ def diagnose(
     if reference is not None:
         reference = free(align(reference, posterior.mean, "reference"), nu)
     data = data_precision(posterior)
-    own = over_leaves(diagonal, posterior.second_moment.basis, data)
+    basis = posterior.second_moment.basis
+    # Rounding leaves eigenvalues of 0; what is exactly 0 for a parameter had no gradient.
+    own_nu = over_leaves(diagonal, basis, debiased(posterior.second_moment))
+    own = over_leaves(diagonal, basis, data)
     parts = {
         path_name(path, ""): _Part(*entries)
         for (path, _), *entries in zip(
@@ -72,7 +75,7 @@ def diagnose(
             jax.tree.leaves(data),
             jax.tree.leaves(own),
             jax.tree.leaves(broadcast(posterior.prior_precision, nu)),
-            jax.tree.leaves(debiased(posterior.second_moment)),
+            jax.tree.leaves(own_nu),
             _or_nothing(mu, nu),
             _or_nothing(reference, nu),
             strict=True,

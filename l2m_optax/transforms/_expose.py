@@ -36,7 +36,7 @@ class ExposedState:
 
     @property
     def nu(self) -> PyTree:
-        """The debiased second moment, computed when it is asked for."""
+        """The debiased second moment, made when it is asked for; in its basis, if it has one."""
         return debiased(self.read_second_moment())
 
     def read_second_moment(self) -> SecondMoment:

@@ -298,3 +298,37 @@ def test_kronecker_is_exact_for_independent_inputs_and_residuals():
     vectors = np.asarray(g, np.float64).reshape(number, -1)
     ratio = linalg.eigvalsh((q * np.ravel(moment.nu)) @ q.T, vectors.T @ vectors / number)
     np.testing.assert_allclose(ratio, 1.0, atol=0.05)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_state_without_its_types_is_read_by_the_transformation(every):
+    tx = optax.chain(tracked(every=every), optax.adam(1e-3))
+    state = run(tx, PARAMS, GRADS[:4])
+    fields = state[0]._asdict()
+    fields["factors"] = {
+        name: None if held is None else held._asdict() for name, held in fields["factors"].items()
+    }
+    plain = [fields, [state[1][0]._asdict(), {}]]
+    check(l2m.second_moment(plain, PARAMS, tx=tx), GRADS[:4:every], DECAY**every)
+
+
+def test_the_diagnosis_counts_parameters_without_gradients_and_no_eigenvalues():
+    params = {"w": jnp.ones((4, 3))}
+    tx = l2m.track_second_moment(0.9, structure="kronecker")
+    one = jnp.outer(jnp.array([1.0, 2.0, 0.0, 4.0]), jnp.array([1.0, -1.0, 0.5]))
+    _, state = tx.update({"w": one}, tx.init(params))
+    built = l2m.laplace(params, state, num_data=100, batch_size=5)
+    np.testing.assert_allclose(l2m.diagnose(built).total.zeros, 0.25)
+
+
+def test_identification_leaves_the_transformation_as_it_was():
+    """JAX remembers what it traced: states made before and after are those with products."""
+    tx = tracked(every=3)
+    before = jax.eval_shape(tx.init, PARAMS)
+    l2m.identify(tx, PARAMS)
+    l2m.second_moment(run(tx, PARAMS, GRADS[:1]), PARAMS, tx=tx)
+    for after in (jax.eval_shape(tx.init, PARAMS), jax.jit(tx.init)(PARAMS), tx.init(PARAMS)):
+        assert jax.tree.structure(after) == jax.tree.structure(before)
+    fresh = tracked(every=3)
+    l2m.identify(fresh, PARAMS)
+    assert jax.tree.structure(jax.eval_shape(fresh.init, PARAMS)) == jax.tree.structure(before)
