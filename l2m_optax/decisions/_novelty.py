@@ -17,29 +17,31 @@ from l2m_optax.tuning._data import check_call
 
 _FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"
 
+_TEMPERATURE = 0.1
+"""Of the alarm: the best for the worst of a dozen networks, diagonal and Kronecker."""
+
 
 def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
-    r"""How much a label would tell about the parameters at T = 1; high for inputs of another kind.
+    r"""How much a label would tell about the parameters; high for inputs of another kind.
 
     The mutual information of label and parameters,
 
     $$I(y; \theta) = H\Big[\mathbb E_\theta\, p(y | x, \theta)\Big]
       - \mathbb E_\theta\, H\big[p(y | x, \theta)\big], \qquad
-      \theta \sim N(\theta^*, (F + \delta)^{-1}),$$
+      \theta \sim N\big(\theta^*, \tfrac{1}{10} (F + \delta)^{-1}\big),$$
 
     is near 0 where the data determine the prediction, be it certain or torn, and at most log K.
 
     One posterior has two readings. Probabilities use the temperature T that predicts labels of the
-    *training* distribution best. That T is often near 0, as a diagonal posterior over all layers is
-    too wide for them. With the covariance $T (F + \delta)^{-1}$ the information of all inputs
-    shrinks with T, and at T = 0 nothing is left of it. But an alarm is needed for inputs from
-    *elsewhere*, of which validation data say nothing. Only the order of its scores counts, and
-    the order needs the posterior's own width. So T plays no part here: `fit` and `tune` change
-    the probabilities and leave the alarm as it is.
+    *training* distribution best. That T is often near 0, and at T = 0 no information is left. But
+    an alarm is for inputs from *elsewhere*, of which validation data say nothing; only the order of
+    its scores counts. So the posterior's T plays no part here, and the alarm has one of its own,
+    0.1. At T = 1 a posterior of all layers is so wide on some networks that familiar inputs, too,
+    raise the alarm: on turned digits a perceptron's area under the curve was 0.13 at 1 and 0.41 at
+    0.1. With Kronecker factors, for clothes against digits, it was 0.996 and 0.986.
 
-    A diagonal posterior over all layers may be so wide at T = 1 that every input raises the alarm.
-    That of the last layer alone was steadier in the benchmarks:
-    ``novelty(apply_fn, restrict(posterior, last_layer(apply_fn, posterior.mean, x)), x)``.
+    The last layer alone, ``restrict(posterior, last_layer(apply_fn, posterior.mean, inputs))``, is
+    a good alarm too, and a cheap one.
 
     Choose a threshold on held-out inputs of the usual kind, as a quantile of their scores.
 
@@ -63,8 +65,8 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
       >>> moment = l2m.SecondMoment(nu=jnp.array([[1.0, 1.0], [0.0, 0.0]]))  # always 0
       >>> posterior = l2m.laplace(jnp.eye(2), moment, num_data=100, batch_size=10, temperature=0.0)
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(l2m.decisions.novelty(lambda w, x: x @ w, posterior, x).round(1))
-      [0.  0.1]
+      >>> print(l2m.decisions.novelty(lambda w, x: x @ w, posterior, x).round(2))
+      [0.   0.02]
 
     Reference:
       Houlsby et al., BALD (2011); Wenzel et al., How good is the Bayes posterior in deep neural
@@ -72,8 +74,8 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     """
     check_call(apply_fn, posterior)
     _check_classifier(jax.eval_shape(apply_fn, posterior.mean, inputs), posterior)
-    at_one = posterior._replace(temperature=jnp.ones_like(posterior.temperature))
-    return classify(apply_fn, at_one, inputs).epistemic
+    cold = jnp.full_like(posterior.temperature, _TEMPERATURE)
+    return classify(apply_fn, posterior._replace(temperature=cold), inputs).epistemic
 
 
 def _check_classifier(outputs: Any, posterior: Posterior) -> None:

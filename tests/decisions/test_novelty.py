@@ -1,4 +1,4 @@
-"""The alarm: information in a label about the parameters, at temperature 1."""
+"""The alarm: information in a label about the parameters, at a temperature of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,20 @@ def posterior_at(temperature):
 
 @pytest.fixture(scope="module")
 def exact():
-    """Mutual information by 100,000 draws of the logits of each input, at T = 1."""
-    variance = np.square(X) @ np.asarray(l2m.variance(posterior_at(1.0)), np.float64)
-    noise = np.random.default_rng(0).normal(size=(100_000, 1, 3))
+    """Mutual information by 200,000 draws of the logits of each input, at T = 0.1."""
+    variance = np.square(X) @ np.asarray(l2m.variance(posterior_at(0.1)), np.float64)
+    noise = np.random.default_rng(0).normal(size=(200_000, 1, 3))
     probs = special.softmax(np.asarray(X @ W) + np.sqrt(variance) * noise, axis=-1)
     entropy = special.entr(probs.mean(0)).sum(-1)
     return entropy - special.entr(probs).sum(-1).mean(0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0, 30.0])
-def test_it_is_the_mutual_information_at_temperature_one(temperature, exact):
+def test_it_is_the_mutual_information_whatever_the_temperature(temperature, exact):
     found = novelty(linear, posterior_at(temperature), X)
     assert found.shape == (5,)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, exact, rtol=0.12, atol=1e-5)
+    np.testing.assert_allclose(found, exact, rtol=0.06, atol=1e-5)
 
 
 def test_it_is_deterministic():
