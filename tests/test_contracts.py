@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import flat, moment_of, network, network_params
+from helpers import flat, moment_of, network, network_params, rotated_moment
 
 import l2m_optax as l2m
 
@@ -54,23 +54,40 @@ def module_posterior():
     return l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
 
 
+@pytest.fixture(scope="module")
+def rotated_posterior():
+    params = network_params(KEY)
+    return l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5)
+
+
+IN_BASES = ("variance", "sample", "log_prob", "linearized", "output_variance", "fit_temperature")
+
+
+@pytest.mark.parametrize("name", IN_BASES)
+def test_jit_equals_eager_in_bases_too(name, rotated_posterior):
+    _check_jit(name, rotated_posterior)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_jit_equals_eager_in_one_trace(name, module_posterior):
+    _check_jit(name, module_posterior)
+
+
+def _check_jit(name, posterior):
     traces = []
 
     def counted(posterior):
         traces.append(name)
         return FUNCTIONS[name](posterior)
 
-    eager = FUNCTIONS[name](module_posterior)
+    eager = FUNCTIONS[name](posterior)
     jitted = jax.jit(counted)
-    compiled = jitted(module_posterior)
+    compiled = jitted(posterior)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), eager, compiled
     )
     assert jax.tree.structure(eager) == jax.tree.structure(compiled)
-    warmer = module_posterior._replace(temperature=jnp.float32(2.0))
-    jitted(warmer)
+    jitted(posterior._replace(temperature=jnp.float32(2.0)))
     assert len(traces) == 1
 
 

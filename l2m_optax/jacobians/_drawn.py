@@ -33,7 +33,9 @@ def fisher_gradients(
     Give it to `track_second_moment` as `moment_updates`, and then
     ``laplace(..., loss_scale=1.0, with_replacement=True)``: it is a mean of log-likelihoods,
     whatever the training loss is, and labels that are drawn anew are independent in any batch, so
-    that there is no finite population factor. In each step use another key.
+    that there is no finite population factor. In each step use another key. For Gaussian noise draw
+    with the variance that is known: `fit_noise_variance` is for squared residuals of the data, of
+    which F goes as $1/s^4$; here it goes as $1/s^2$.
 
     Args:
       key: a key of `jax.random`.

@@ -35,6 +35,23 @@ class Basis(NamedTuple):
     Attributes:
       left: of shape (\*b, m, m), or `None` for the identity.
       right: of shape (\*b, n, n), or `None` for the identity.
+
+    Example:
+      An optimizer that keeps its moment in a basis, as SOAP does, is read by hand:
+
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> params = {"w": jnp.zeros((2, 2))}
+      >>> left = jnp.array([[0.6, -0.8], [0.8, 0.6]])
+      >>> basis = l2m.moments.Basis(left, jnp.eye(2))
+      >>> nu = {"w": jnp.array([[0.0, 3.0], [1.0, 0.0]])}
+      >>> moment = l2m.SecondMoment(nu, basis={"w": basis})
+      >>> posterior = l2m.laplace(params, moment, num_data=101, batch_size=1)
+      >>> l2m.variance(posterior)["w"].shape
+      (2, 2)
+
+    Reference:
+      Vyas et al., SOAP: improving and stabilizing Shampoo using Adam (2024).
     """
 
     left: Array | None = None

@@ -105,9 +105,23 @@ def jacobian_of(
     plain = trace(outputs_of, leaves, example)
     program = in_bases(plain, held, coordinates(posterior), example)
     ways = [find_reach(program, leaf) for leaf in program.jaxpr.invars[: len(leaves)]]
-    pairs = zip(ways, find_uses(program, len(leaves)), strict=True)
+    found = find_uses(program, len(leaves))
+    if program is not plain:
+        found = [*map(_explained, found, find_uses(plain, len(leaves)))]
+    pairs = zip(ways, found, strict=True)
     uses = [way if way is not None and spares(way) else use for way, use in pairs]
     return Jacobian(program, uses, shape[0])
+
+
+def _explained(
+    use: SingleUse | FullGradient, before: SingleUse | FullGradient
+) -> SingleUse | FullGradient:
+    """A use in bases, with the reason for a formed gradient that holds of the leaf itself."""
+    if isinstance(use, SingleUse):
+        return use
+    if isinstance(before, FullGradient):
+        return FullGradient(before.why, use.size)
+    return FullGradient("which its basis folds in another way", use.size)
 
 
 class Linearised(NamedTuple):

@@ -122,11 +122,7 @@ def track_second_moment(
       Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature
       (2015); Gupta et al., Shampoo (2018), whose factors these are.
     """
-    if not 0 <= decay < 1:
-        remedy = "0.999 averages about 2000 updates, 0.9 about 19"
-        raise ValueError(complaint("decay", "0 <= decay < 1", str(decay), remedy))
-    for name, number in (("every", every), ("max_side", max_side), ("max_bytes", max_bytes)):
-        check_count(name, number)
+    _check(decay, every=every, max_side=max_side, max_bytes=max_bytes)
     kept = decay**every
 
     def init(params: PyTree) -> TrackSecondMomentState:
@@ -159,6 +155,14 @@ def track_second_moment(
         return updates, following._replace(phase=(state.phase + 1) % every)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(decay: float, **counts: int) -> None:
+    if not 0 <= decay < 1:
+        remedy = "0.999 averages about 2000 updates, 0.9 about 19"
+        raise ValueError(complaint("decay", "0 <= decay < 1", str(decay), remedy))
+    for name, number in counts.items():
+        check_count(name, number)
 
 
 def _given(updates: PyTree, moment_updates: PyTree | Callable[[], PyTree] | None) -> PyTree:

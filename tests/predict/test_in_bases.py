@@ -68,7 +68,7 @@ CASES = {
         lambda w, x: jnp.tanh((w @ x.T).T),
         "factorised in dot",
     ),
-    "full": ((4, 2), basis(8), X, dense, "gradient"),
+    "full": ((4, 2), basis(8), X, dense, "gradient, which its basis folds in another way"),
     "full vector": ((4,), basis(4), X, lambda w, x: jnp.tanh(x @ w)[:, None], "factorised in dot"),
     "several axes": (
         (2, 2, 5),
@@ -100,8 +100,14 @@ CASES = {
     ),
     "bias": ((5,), basis(5), normal(3, 5), lambda w, x: jnp.tanh(x + w), ""),
     "bias of the outputs": ((5,), basis(5), normal(3, 5), lambda w, x: x + w, ""),
-    "used twice": ((4, 4), basis(4, 4), X, lambda w, x: jnp.tanh(x @ w) @ w, "gradient"),
-    "not used": ((4, 4), basis(4, 4), X, lambda w, x: x, "gradient"),
+    "used twice": (
+        (4, 4),
+        basis(4, 4),
+        X,
+        lambda w, x: jnp.tanh(x @ w) @ w,
+        "gradient, used 2 times",
+    ),
+    "not used": ((4, 4), basis(4, 4), X, lambda w, x: x, "gradient, not used"),
     "squared first": ((4, 5), basis(4, 5), X, lambda w, x: x @ w**2, ""),
     "stacked": (
         (2, 2, 5),
