@@ -48,9 +48,9 @@ def fit(
        1 gives a warning.
     3. The prior precision, and for numbers the noise variance, are those of the evidence.
     4. With validation data the last layer (`last_layer`) and all layers are tuned on them, T and
-       for numbers the noise. The better one is returned if it beats the network by more than a
-       standard error; if none does, T = 0, which is exactly the network. Without validation data
-       all layers get a small temperature: `tuning.cold_temperature` for classes, 0.03 for numbers.
+       for numbers the noise. The best is returned; if that is the network alone, T = 0, which is
+       exactly the network. The report says by how many standard errors it is better: with few
+       validation data by less than one, most often. Without validation data all layers get a small temperature: `tuning.cold_temperature` for classes, 0.03 for numbers.
 
     Use `classify` or `regress` on what is returned.
 
@@ -180,7 +180,7 @@ def _without_validation(
 
 
 def _by_validation(proposed: dict[str, Posterior], pair: Pair, judge: Judge) -> _Found:
-    """The best that beats the network by more than a standard error."""
+    """The best, the network among them, of which the first wins if several are equal."""
     posteriors = {_NETWORK: judge.mode(proposed[_ALL], pair)}
     posteriors |= {name: judge.tuned(p, pair).posterior for name, p in proposed.items()}
     verdicts = {name: judge.verdict(p, pair) for name, p in posteriors.items()}
@@ -196,8 +196,7 @@ def _by_validation(proposed: dict[str, Posterior], pair: Pair, judge: Judge) -> 
         )
 
     candidates = tuple(map(candidate, posteriors))
-    better = [c for c in candidates if c.gain > c.standard_error]
-    chosen = max(better, key=lambda c: c.gain).name if better else _NETWORK
+    chosen = max(candidates, key=lambda c: c.gain).name
     return _Found(chosen, candidates, posteriors[chosen])
 
 

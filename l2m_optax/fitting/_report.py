@@ -83,9 +83,9 @@ def _choice(report: Report) -> Iterator[str]:
     if not report.validated:
         yield f"chosen: {chosen.name}, at a small temperature; pass validation= to see the gain"
     elif chosen.temperature == 0:
-        yield "chosen: the network alone; none beats it by more than a standard error"
+        yield "chosen: the network alone; none predicts these data better"
     else:
-        gain = f"{chosen.gain:.3g} nats an observation"
+        gain = f"{chosen.gain:.2g} ± {chosen.standard_error:.1g} nats an observation"
         yield f"chosen: {chosen.name}, {gain} better than the network alone"
 
 

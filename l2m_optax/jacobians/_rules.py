@@ -225,6 +225,8 @@ _REARRANGEMENTS = {
 
 def rearranges(equation: JaxprEqn) -> bool:
     """Whether an equation only moves the entries of its operand, each to one place."""
+    if not equation.invars:  # as an iota, which makes its entries
+        return False
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     return (
         equation.primitive.name in _REARRANGEMENTS

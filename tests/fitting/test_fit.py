@@ -76,7 +76,7 @@ def test_without_validation_data_it_beats_a_network_that_is_too_sure(overfitted)
     assert 0 < float(posterior.temperature) <= 0.01
 
 
-def test_validation_data_choose_what_gains_more_than_its_error(overfitted):
+def test_validation_data_choose_what_predicts_them_best(overfitted):
     params, state, data = overfitted
     held_out = labelled(3, 300)
     posterior, report = l2m.fit(

@@ -237,3 +237,15 @@ def test_bad_arguments_are_refused():
         l2m.last_layer(lambda p, x: (mlp(p, x), x), MLP, X)
     with pytest.raises(TypeError, match="params: expected arrays with values"):
         jax.jit(lambda p: l2m.last_layer(mlp, p, X))(MLP)
+
+
+def test_a_network_that_makes_numbers_of_its_own():
+    """Positions by `arange`: an equation without operands is on the way of no leaf."""
+
+    def apply_fn(params, x):
+        positions = jnp.arange(x.shape[1]).astype(jnp.float32)
+        return jnp.tanh(x * params["body"] + positions) @ params["head"]
+
+    params = {"body": jnp.ones(3), "head": jnp.ones((3, 2))}
+    found = l2m.last_layer(apply_fn, params, jax.random.normal(jax.random.key(0), (4, 3)))
+    assert found == {"body": False, "head": True}
