@@ -27,9 +27,9 @@ from l2m_optax._support.trees import align, broadcast
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
+from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.posterior._scale import data_scale
 
 
 def laplace(
