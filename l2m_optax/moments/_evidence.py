@@ -20,5 +20,5 @@ def penalty(data_precision: Array, prior_precision: ArrayLike, deviation: Array)
 
     $$\tfrac12 \delta (\theta - \theta_0)^2 + \tfrac12 \log\frac{F + \delta}{\delta}$$
     """
-    prior = prior_precision * jnp.square(deviation)
-    return 0.5 * (prior + jnp.log1p(data_precision / prior_precision))
+    squares = jnp.multiply(prior_precision, jnp.square(deviation))
+    return 0.5 * (squares + jnp.log1p(data_precision / prior_precision))
