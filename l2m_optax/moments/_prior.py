@@ -39,12 +39,16 @@ def told_prior(opt_state: PyTree) -> Prior | None:
     Raises:
       TypeError: if more than one state says so.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, HoldsPrior))
-    told = [node.read_prior() for node in nodes if isinstance(node, HoldsPrior)]
+    nodes = filter(_says_prior, jax.tree.leaves(opt_state, is_leaf=_says_prior))
+    told = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
     if len(told) > 1:
         remedy = "pass prior_precision=, or the part of the state that you want read"
         raise TypeError(complaint("opt_state", "one prior", str(len(told)), remedy))
     return told[0] if told else None
+
+
+def _says_prior(node: Any) -> bool:
+    return isinstance(node, Prior | HoldsPrior)
 
 
 def for_each(tree: PyTree, params: PyTree) -> PyTree:

@@ -23,7 +23,9 @@ def gradient(step, params=PARAMS):
     """Random, and the same for the same step."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), len(leaves))
-    draws = [0.02 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves)]
+    draws = [
+        0.02 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)
+    ]
     return treedef.unflatten(draws)
 
 
@@ -73,7 +75,7 @@ def test_a_step_adds_the_gradient_of_the_prior(prior_mean, loss_scale):
 
 def test_before_the_first_search_it_is_a_constant_decay():
     tx = decay(start=3.0)
-    updates, state = tx.update(gradient(0), tx.init(PARAMS), PARAMS)
+    updates, _ = tx.update(gradient(0), tx.init(PARAMS), PARAMS)
     plain, _ = optax.add_decayed_weights(3.0 / N).update(gradient(0), optax.EmptyState(), PARAMS)
     np.testing.assert_allclose(flat(updates), flat(plain), rtol=1e-6)
     assert set(flat(run(tx, 99)[1].prior_precision)) == {3.0}
