@@ -75,9 +75,7 @@ def main():
     truths = {case: [draws(*p, REFERENCE) for p in found] for case, found in problems.items()}
     for name, method in METHODS.items():
         errors = [
-            np.mean(
-                [np.abs(method(*p) - t).max() for p, t in zip(problems[c], truths[c], strict=True)]
-            )
+            np.mean([np.abs(method(*p) - t).max() for p, t in zip(problems[c], truths[c], strict=True)])
             for c in cases
         ]
         print(f"| {name} | " + " | ".join(f"{error:.4f}" for error in errors) + " |", flush=True)
