@@ -30,13 +30,14 @@ def run(
       batch_size: what is left over of an epoch is left out of it.
       dropout: whether the loss takes a key.
     """
-    steps = len(x) // batch_size
+    steps, takes_loss = len(x) // batch_size, optax.with_extra_args_support(tx)
 
     def step(carry, args):
         params, state = carry
         rows, key = args
-        grads = jax.grad(loss)(params, x[rows], y[rows], *([key] if dropout else []))
-        updates, state = tx.update(grads, state, params)
+        of_loss = jax.value_and_grad(loss)
+        value, grads = of_loss(params, x[rows], y[rows], *([key] if dropout else []))
+        updates, state = takes_loss.update(grads, state, params, value=value)
         return (optax.apply_updates(params, updates), state), None
 
     def epoch(carry, key):

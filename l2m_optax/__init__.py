@@ -37,6 +37,7 @@ from l2m_optax.predict._regress import regress
 from l2m_optax.predict._serving import make_predictive
 from l2m_optax.predict._summaries import classification, regression
 from l2m_optax.predict._variance import output_covariance, output_variance
+from l2m_optax.transforms._evidence_decay import evidence_weight_decay
 from l2m_optax.transforms._expose import expose_second_moment
 from l2m_optax.transforms._track import track_second_moment
 from l2m_optax.tuning._leave_one_out import fit_temperature
@@ -52,6 +53,7 @@ __all__ = [
     "classify",
     "decisions",
     "diagnose",
+    "evidence_weight_decay",
     "expose_second_moment",
     "fit",
     "fit_noise_variance",

@@ -16,6 +16,7 @@ from l2m_optax.checkpoint._item import find_item
 from l2m_optax.checkpoint._record import everywhere
 from l2m_optax.checkpoint._saved_tree import SavedTree
 from l2m_optax.moments._moment import SecondMoment, bias_weight
+from l2m_optax.moments._prior import told_prior
 from l2m_optax.moments._second_moment import check_decay, second_moment
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
@@ -100,11 +101,12 @@ def from_training_state(
     )
     mean = saved.read((params,), like)
     if tx is None:
-        moment = _vouched(saved, like, decay, count)
+        held: PyTree = _vouched(saved, like, decay, count)
     else:
         state = saved.optimizer_state(tx, like)
         moment = second_moment(state, mean, tx=tx, decay=decay, count=count)
-    return laplace(mean, moment, num_data=num_data, batch_size=batch_size, **arguments)
+        held = moment, told_prior(state)
+    return laplace(mean, held, num_data=num_data, batch_size=batch_size, **arguments)
 
 
 def _check_arguments(tx: Any, decay: float | None, arguments: dict[str, Any]) -> None:

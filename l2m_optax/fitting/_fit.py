@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.fitting._data import Sample, pairs, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
+from l2m_optax.moments._prior import Prior, told_prior
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._selection import restrict
 from l2m_optax.predict._last_layer import last_layer
+from l2m_optax.tuning._calibrate import with_noise
 from l2m_optax.tuning._scale_check import ScaleCheck, check_scale, likelihood_named, rescale
 from l2m_optax.tuning._targets import shape_of_outputs
 
@@ -46,7 +48,8 @@ def fit(
        (`tuning.check_scale`) and F is divided by the ratio. This one number mends sequences counted
        for tokens, a forgotten `loss_scale`, ragged batches and the like; a ratio that is far from
        1 gives a warning.
-    3. The prior precision, and for numbers the noise variance, are those of the evidence.
+    3. The prior precision, and for numbers the noise variance, are those of the evidence; or those
+       that the optimizer's state holds, where it was trained with `evidence_weight_decay`.
     4. With validation data the last layer (`last_layer`) and all layers are tuned on them, T and
        for numbers the noise. The best is returned; if that is the network alone, T = 0, which is
        exactly the network. The report says by how many standard errors it is better: with few
@@ -115,9 +118,11 @@ def fit(
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
-        proposed = _propose(apply_fn, _scaled(start, scale), some, judge, pairs(data, "data"))
+        told = _tells(opt_state, named)
+        prior = _as_told if told else judge.prior
+        proposed = _propose(apply_fn, _scaled(start, scale), some, prior, pairs(data, "data"))
         if held_out is None:
-            found = _without_validation(apply_fn, proposed, some, judge)
+            found = _without_validation(apply_fn, proposed, some, judge, told)
         else:
             found = _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
     warnings = (
@@ -152,10 +157,26 @@ def _scaled(posterior: Posterior, scale: ScaleCheck) -> Posterior:
     return rescale(posterior, ratio) if 0 < ratio < np.inf else posterior
 
 
+def _tells(opt_state: PyTree, likelihood: str | Likelihood) -> bool:
+    """Whether the state holds all that the evidence would have to find."""
+    told = told_prior(opt_state) or Prior()
+    known = told.noise_variance is not None or likelihood != "gaussian"
+    return told.precision is not None and known
+
+
+def _as_told(posterior: Posterior, loader: Any) -> Posterior:
+    del loader
+    return posterior
+
+
 def _propose(
-    apply_fn: ApplyFn, posterior: Posterior, some: Sample, judge: Judge, loader: Any
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    some: Sample,
+    prior: Callable[[Posterior, Any], Posterior],
+    loader: Any,
 ) -> dict[str, Posterior]:
-    """The last layer, where there is one, and all layers, with their evidence's prior."""
+    """The last layer, where there is one, and all layers, with their prior."""
     proposed = {_ALL: posterior}
     try:
         leaves = last_layer(apply_fn, posterior.mean, some.inputs)
@@ -163,14 +184,16 @@ def _propose(
         pass
     else:
         proposed[_LAST] = restrict(posterior, leaves)
-    return {name: judge.prior(p, loader).posterior for name, p in proposed.items()}
+    return {name: prior(p, loader) for name, p in proposed.items()}
 
 
 def _without_validation(
-    apply_fn: ApplyFn, proposed: dict[str, Posterior], some: Sample, judge: Judge
+    apply_fn: ApplyFn, proposed: dict[str, Posterior], some: Sample, judge: Judge, told: bool
 ) -> _Found:
     shape = shape_of_outputs(apply_fn, proposed[_ALL].mean, some.inputs).shape
     posterior = judge.cold(proposed[_ALL], shape[-1])
+    if told:  # its noise allows for the overcount already
+        posterior = with_noise(posterior, proposed[_ALL].noise_variance)
     nan = float("nan")
     candidates = (
         Candidate(_NETWORK, 0.0, nan, nan, nan, {}),

@@ -61,7 +61,7 @@ class Judge(NamedTuple):
       verdict: ``verdict(posterior, pair)``.
     """
 
-    prior: Callable[[Posterior, Any], Fit]
+    prior: Callable[[Posterior, Any], Posterior]
     tuned: Callable[[Posterior, Pair], Fit]
     mode: Callable[[Posterior, Pair], Posterior]
     cold: Callable[[Posterior, int], Posterior]
@@ -99,7 +99,7 @@ def _of_classes(apply_fn: ApplyFn) -> Judge:
         return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
 
     return Judge(
-        lambda posterior, _: fit_prior_precision(posterior),
+        lambda posterior, _: fit_prior_precision(posterior).posterior,
         lambda posterior, pair: calibrate_temperature(apply_fn, posterior, *pair),
         lambda posterior, _: at_mode(posterior),
         cold,
@@ -132,7 +132,7 @@ def _of_numbers(apply_fn: ApplyFn) -> Judge:
         return Verdict(_by_example(log_probs), figures)
 
     return Judge(
-        lambda posterior, loader: fit_noise_variance(apply_fn, posterior, loader),
+        lambda posterior, loader: fit_noise_variance(apply_fn, posterior, loader).posterior,
         lambda posterior, pair: calibrate_noise(apply_fn, posterior, *pair),
         mode,
         cold,
@@ -152,7 +152,7 @@ def _of_function(apply_fn: ApplyFn, likelihood: Likelihood) -> Judge:
         return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
 
     return Judge(
-        lambda posterior, _: fit_prior_precision(posterior),
+        lambda posterior, _: fit_prior_precision(posterior).posterior,
         lambda posterior, pair: tune(apply_fn, posterior, *pair, likelihood=likelihood),
         lambda posterior, _: at_mode(posterior),
         cold,

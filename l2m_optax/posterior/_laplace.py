@@ -28,9 +28,10 @@ from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, check_basis
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
+from l2m_optax.moments._prior import Prior, for_each, told_prior
+from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.posterior._scale import data_scale
 
 
 def laplace(
@@ -41,7 +42,7 @@ def laplace(
     num_data: int,
     batch_size: int | Sequence[int],
     loss_scale: ArrayLike = 1.0,
-    prior_precision: ArrayLike | PyTree = 1.0,
+    prior_precision: ArrayLike | PyTree | None = None,
     prior_mean: PyTree | None = None,
     temperature: ArrayLike = 1.0,
     with_replacement: bool = False,
@@ -77,7 +78,10 @@ def laplace(
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
       prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
-      prior_mean: θ0, like `params`; zero by default. In fine-tuning, the pre-trained weights.
+        By default that of the state, where `evidence_weight_decay` found one, and the noise
+        variance with it; else 1.
+      prior_mean: θ0, like `params`; by default the state's, else zero. In fine-tuning, the
+        pre-trained weights.
       temperature: T ≥ 0; `tune` finds it on validation data. 0 is exactly the mode: no variance.
       with_replacement: whether batches are drawn with replacement, which leaves out (N-1)/(N-B).
       centered: subtract the squared mean gradient, read off the optimizer's running mean of
@@ -113,6 +117,10 @@ def laplace(
         moment = second_moment(opt_state, params, tx=tx)
     params = gradient_tree(params)
     _check_params(params)
+    told = told_prior(opt_state) or Prior()
+    if prior_precision is None:
+        prior_precision = 1.0 if told.precision is None else for_each(told.precision, params)
+    prior_mean = told.mean if prior_mean is None else prior_mean
     moment = _sound_moment(align_moment(moment, params), centered)
     if prior_mean is not None:
         prior_mean = _check_prior_mean(prior_mean, params)
@@ -129,7 +137,7 @@ def laplace(
         prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
         temperature=or_nan(_scalar(temperature), is_not_negative),
-        noise_variance=_scalar(1.0),
+        noise_variance=_scalar(1.0 if told.noise_variance is None else told.noise_variance),
         num_data=_scalar(int(num_data)),
     )
 

@@ -1,11 +1,15 @@
-"""Optax transformations that expose, or track, a running mean of squared gradients."""
+"""Optax transformations that expose, track or use a running mean of squared gradients."""
 
+from l2m_optax._support.groups import by_module
+from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
 from l2m_optax.transforms._expose import ExposedState
 from l2m_optax.transforms._structure import Stacked
 from l2m_optax.transforms._track import TrackSecondMomentState
 
 __all__ = [
+    "EvidenceWeightDecayState",
     "ExposedState",
     "Stacked",
     "TrackSecondMomentState",
+    "by_module",
 ]

@@ -14,10 +14,11 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from l2m_optax._support.groups import sum_by_group
 from l2m_optax._support.trees import broadcast
 from l2m_optax._support.types import Array
+from l2m_optax.moments._evidence import determined
 from l2m_optax.posterior._posterior import Posterior, data_precision, free_deviation
-from l2m_optax.tuning._groups import sum_by_group
 
 Slope: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
@@ -75,7 +76,7 @@ def _slope(posterior: Posterior, of_leaf: tuple[int, ...]) -> Slope:
 
     def slope(log_value: Array) -> tuple[Array, Array]:
         deltas = [jnp.exp(log_value[group]) for group in of_leaf]
-        shares = [f / (f + delta) for f, delta in zip(data, deltas, strict=True)]
+        shares = list(map(determined, data, deltas))
         gamma = sum_by_group([jnp.sum(share) for share in shares], of_leaf)
         fall = sum_by_group([jnp.sum(share * (1.0 - share)) for share in shares], of_leaf)
         return jnp.log(gamma) - log_value - jnp.log(norms), -fall / gamma - 1.0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from l2m_optax._support.trees import broadcast, total
 from l2m_optax._support.types import Array, ArrayLike
+from l2m_optax.moments._evidence import determined, penalty
 from l2m_optax.posterior._posterior import Posterior, data_precision, free_deviation
 
 
@@ -41,10 +42,6 @@ def log_evidence(posterior: Posterior, log_likelihood: ArrayLike = 0.0) -> Array
     """
     data = data_precision(posterior)
     prior = broadcast(posterior.prior_precision, data)
-
-    def penalty(f: Array, delta: Array, d: Array) -> Array:
-        return 0.5 * (delta * jnp.square(d) + jnp.log1p(f / delta))
-
     penalties = jax.tree.map(penalty, data, prior, free_deviation(posterior))
     return jnp.asarray(log_likelihood) - total(penalties)
 
@@ -69,4 +66,4 @@ def effective_parameters(posterior: Posterior) -> Array:
     """
     data = data_precision(posterior)
     prior = broadcast(posterior.prior_precision, data)
-    return total(jax.tree.map(lambda f, delta: f / (f + delta), data, prior))
+    return total(jax.tree.map(determined, data, prior))

@@ -14,11 +14,12 @@ import numpy as np
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
+from l2m_optax.moments._evidence import determined
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.tuning._bracket import LOG_TOLERANCE, Search, maximize_evidence
 from l2m_optax.tuning._data import Dataset, check_call
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
-from l2m_optax.tuning._groups import group
+from l2m_optax.tuning._groups import grouped, with_prior
 
 
 def fit_noise_variance(
@@ -81,9 +82,9 @@ def fit_noise_variance(
     check_regression(data)
     _check_all(posterior, data)
     squares = data.sum(lambda x, y: _squares(apply_fn, posterior.mean, x, y), "residuals")
-    grouping = group(posterior, groups)
+    grouping = grouped(posterior, groups)
     noise, search = _solve(posterior, squares, data.size, grouping.of_leaf)
-    fitted = grouping.with_prior(posterior, search.value)._replace(noise_variance=noise.value)
+    fitted = with_prior(posterior, grouping, search.value)._replace(noise_variance=noise.value)
     warn_if(
         noise.edge,
         "noise_variance",
@@ -133,7 +134,7 @@ def _solve(
         candidate = posterior._replace(noise_variance=jnp.exp(log_noise))
         search = maximize_evidence(candidate, of_leaf)
         gamma = sum(
-            jnp.sum(f / (f + search.value[group]))
+            jnp.sum(determined(f, search.value[group]))
             for f, group in zip(jax.tree.leaves(data_precision(candidate)), of_leaf, strict=True)
         )
         return search, jnp.exp(log_noise) * (number - gamma) - squares

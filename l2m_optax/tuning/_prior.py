@@ -8,11 +8,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import is_concrete
+from l2m_optax._support.groups import Groups
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.tuning._bracket import maximize_evidence
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
-from l2m_optax.tuning._groups import Groups, group
+from l2m_optax.tuning._groups import grouped, with_prior
 
 
 def fit_prior_precision(
@@ -52,7 +53,7 @@ def fit_prior_precision(
     Reference:
       MacKay, A practical Bayesian framework for backpropagation networks (1992).
     """
-    grouping = group(posterior, groups)
+    grouping = grouped(posterior, groups)
     search = maximize_evidence(posterior, grouping.of_leaf)
     info = FitInfo(
         grouping.by_name(search.value),
@@ -67,7 +68,7 @@ def fit_prior_precision(
         "none, and leaves it as it was",
         "look whether these parameters were trained: they are at the prior mean, or F is 0",
     )
-    return Fit(grouping.with_prior(posterior, search.value), info)
+    return Fit(with_prior(posterior, grouping, search.value), info)
 
 
 def _groups_at_an_edge(grouping: Groups, edge: Array) -> str:

@@ -209,3 +209,47 @@ def test_a_loader_that_ends_early_is_refused(overfitted):
     params, state, _ = overfitted
     with pytest.raises(ValueError, match="2 batches"):
         l2m.fit(network, params, state, tx=TX, data=Ending(), batch_size=16)
+
+
+def trained_by_the_evidence(likelihood, loss, x, y, steps=400):
+    """With `evidence_weight_decay` before Adam."""
+    tx = optax.chain(
+        l2m.evidence_weight_decay(
+            num_data=x.shape[0] * (3 if likelihood == "gaussian" else 1),
+            batch_size=16 * (3 if likelihood == "gaussian" else 1),
+            loss_scale=2.0 if likelihood == "gaussian" else 1.0,
+            likelihood=likelihood,
+        ),
+        TX,
+    )
+
+    def step(carry, i):
+        params, state = carry
+        rows = (i * 16 + jnp.arange(16)) % len(x)
+        value, grads = jax.value_and_grad(loss)(params, x[rows], y[rows])
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = network_params(jax.random.key(0))
+    return jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps))[0])((params, tx.init(params)))
+
+
+LIKELIHOODS = {
+    "categorical": (loss_of_labels, labelled),
+    "gaussian": (loss_of_numbers, measured),
+}
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_prior_of_a_training_is_taken_over(likelihood):
+    """And the noise, without being told."""
+    loss, draw = LIKELIHOODS[likelihood]
+    data = draw(1, 96)
+    params, state = trained_by_the_evidence(likelihood, loss, *data)
+    found = state[0]
+    assert float(found.prior_precision["head"]["kernel"]) != 1.0
+    kwargs = {"data": data, "batch_size": 16, "likelihood": likelihood}
+    posterior, _ = l2m.fit(network, params, state, **kwargs)
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_precision, found.prior_precision)
+    noise = 1.0 if found.noise_variance is None else found.noise_variance
+    np.testing.assert_allclose(posterior.noise_variance, noise, rtol=1e-6)

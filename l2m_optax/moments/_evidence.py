@@ -1,0 +1,24 @@
+"""What the evidence says of one leaf: how many parameters data determine, and what others cost."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from l2m_optax._support.types import Array, ArrayLike
+
+
+def determined(data_precision: Array, prior_precision: ArrayLike) -> Array:
+    r"""The share of each parameter that the data determine, $F/(F+\delta)$; its sum is γ.
+
+    The evidence's maximum in δ is where $\gamma = \delta \lVert\theta - \theta_0\rVert^2$.
+    """
+    return data_precision / (data_precision + prior_precision)
+
+
+def penalty(data_precision: Array, prior_precision: ArrayLike, deviation: Array) -> Array:
+    r"""What each parameter takes from the log evidence.
+
+    $$\tfrac12 \delta (\theta - \theta_0)^2 + \tfrac12 \log\frac{F + \delta}{\delta}$$
+    """
+    squares = jnp.multiply(prior_precision, jnp.square(deviation))
+    return 0.5 * (squares + jnp.log1p(data_precision / prior_precision))

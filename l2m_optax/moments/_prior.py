@@ -1,0 +1,70 @@
+"""States that say what prior the parameters were trained with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from l2m_optax._support.checks import complaint, path_name
+from l2m_optax._support.types import ArrayLike, PyTree
+
+
+class Prior(NamedTuple):
+    """The prior of a training, and the noise that was found with it.
+
+    Attributes:
+      precision: δ, a tree of numbers like the parameters; `None` where it is not known.
+      mean: θ0, like the parameters; `None` for zero.
+      noise_variance: s² of Gaussian observations; `None` where it was not sought.
+    """
+
+    precision: PyTree | None = None
+    mean: PyTree | None = None
+    noise_variance: ArrayLike | None = None
+
+
+@runtime_checkable
+class HoldsPrior(Protocol):
+    """A state that can say itself what prior the parameters were trained with."""
+
+    def read_prior(self) -> Prior:
+        """The prior that this state holds."""
+        ...
+
+
+def told_prior(opt_state: PyTree) -> Prior | None:
+    """The prior that a state inside `opt_state` says it holds.
+
+    Raises:
+      TypeError: if more than one state says so.
+    """
+    nodes = filter(_says_prior, jax.tree.leaves(opt_state, is_leaf=_says_prior))
+    told = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
+    if len(told) > 1:
+        remedy = "pass prior_precision=, or the part of the state that you want read"
+        raise TypeError(complaint("opt_state", "one prior", str(len(told)), remedy))
+    return told[0] if told else None
+
+
+def _says_prior(node: Any) -> bool:
+    return isinstance(node, Prior | HoldsPrior)
+
+
+def for_each(tree: PyTree, params: PyTree) -> PyTree:
+    """The values of a told prior in the structure of `params`, matched by path.
+
+    Raises:
+      ValueError: if there is none for one of the parameters.
+    """
+    held = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    def find(path: Any, _: Any) -> Any:
+        name = path_name(path, "")
+        if name not in held:
+            remedy = "pass prior_precision=, for the optimizer's is of a part of the parameters"
+            got = f"no such leaf ({len(held)} others)"
+            raise ValueError(complaint(f"prior_precision{name}", "a value", got, remedy))
+        return held[name]
+
+    return jax.tree_util.tree_map_with_path(find, params)

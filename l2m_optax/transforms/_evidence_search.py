@@ -1,0 +1,135 @@
+"""One search for the prior precision, and the noise, that the evidence asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2m_optax._support.checks import is_positive
+from l2m_optax._support.groups import Labels, group, sum_by_group
+from l2m_optax._support.trees import statistics_dtype, total
+from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._evidence import determined, penalty
+from l2m_optax.moments._moment import debiased
+from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
+
+BOUNDS = (1e-4, 1e6)
+"""Prior precisions are sought between these."""
+MEMORY = 0.99
+"""How much of the logarithm of δ, or of s², one update leaves."""
+LEAST_LEFT = 0.1
+"""The share of the data that is left for the noise, however many parameters they determine."""
+
+
+class Model(NamedTuple):
+    """What the evidence is the evidence of.
+
+    Attributes:
+      num_data: N.
+      data_scale: the scale of F for unit noise, as a function, so that nothing is traced too early.
+      loss_scale: c for unit noise.
+      overcount: what F is divided by.
+      groups: labels of the leaves that share a prior precision.
+      every: updates between two searches.
+    """
+
+    num_data: int
+    data_scale: Callable[[], Array]
+    loss_scale: float
+    overcount: float
+    groups: Labels
+    every: int
+
+
+def search(
+    model: Model, state: EvidenceWeightDecayState, params: PyTree
+) -> EvidenceWeightDecayState:
+    r"""The state after one step of δ to $\gamma / \lVert\theta-\theta_0\rVert^2$ and of s².
+
+    In log δ the step is one of the fixed-point iteration, damped. Its map has a slope between -1
+    and 0, so that the damped iteration converges from anywhere, and does not oscillate.
+    """
+    gammas = effective_parameters(model, state)
+    squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), deviation(params, state.prior_mean))
+    of_leaf = group(params, state.prior_precision, model.groups).of_leaf
+    gamma, norms = (sum_by_group(jax.tree.leaves(tree), of_leaf) for tree in (gammas, squares))
+    wanted = gamma / norms
+    bounded = jnp.clip(wanted, *BOUNDS)
+    edge = ~is_positive(wanted) | (bounded != wanted)
+    treedef: Any = jax.tree.structure(state.prior_precision)
+    of_leaves = treedef.unflatten(
+        [jnp.where(is_positive(wanted), bounded, jnp.nan)[g] for g in of_leaf]
+    )
+    state = state._replace(
+        prior_precision=jax.tree.map(
+            lambda old, new: _toward(old, new, model.every), state.prior_precision, of_leaves
+        ),
+        edge=treedef.unflatten([edge[g] for g in of_leaf]),
+        noise_variance=_noise(model, state, jnp.sum(gamma)),
+    )
+    return state._replace(
+        effective_parameters=effective_parameters(model, state),
+        log_evidence=_log_evidence(model, state, params),
+    )
+
+
+def deviation(params: PyTree, prior_mean: PyTree | None) -> PyTree:
+    """The parameters less the prior's mean, θ - θ0, in float32 at least."""
+    params = jax.tree.map(lambda p: jnp.asarray(p, statistics_dtype(p)), params)
+    return params if prior_mean is None else jax.tree.map(jnp.subtract, params, prior_mean)
+
+
+def residual(model: Model, loss: Array) -> Array:
+    r"""The mean squared residual, where the loss is $c / 2$ times it."""
+    return 2.0 * loss / model.loss_scale
+
+
+def effective_parameters(model: Model, state: EvidenceWeightDecayState) -> PyTree:
+    """γ of each leaf."""
+
+    def gamma(f: Array, delta: Array) -> Array:
+        return jnp.sum(determined(f, delta)).astype(delta.dtype)
+
+    return jax.tree.map(gamma, _data_precision(model, state), state.prior_precision)
+
+
+def _data_precision(model: Model, state: EvidenceWeightDecayState) -> PyTree:
+    """F, divided by the overcount."""
+    noise = 1.0 if state.noise_variance is None else state.noise_variance
+    scale = model.data_scale() / model.overcount / jnp.square(noise)
+    return jax.tree.map(lambda nu: scale * nu, debiased(state.read_second_moment()))
+
+
+def _toward(old: Array, wanted: Array, updates: int) -> Array:
+    """`old` after some updates on its way to `wanted`, in the logarithm; NaN is not followed."""
+    kept = MEMORY**updates
+    moved = jnp.exp(kept * jnp.log(old) + (1.0 - kept) * jnp.log(wanted))
+    return jnp.where(is_positive(moved), moved, old).astype(old.dtype)
+
+
+def _noise(model: Model, state: EvidenceWeightDecayState, gamma: Array) -> Array | None:
+    """The noise variance after a step towards RSS / (N - γ)."""
+    if state.noise_variance is None:
+        return None
+    left = jnp.maximum(1.0 - gamma / model.num_data, LEAST_LEFT)
+    return _toward(state.noise_variance, residual(model, state.loss) / left, model.every)
+
+
+def _log_evidence(model: Model, state: EvidenceWeightDecayState, params: PyTree) -> Array:
+    """The log-likelihood of all data, by the running mean of the loss, less the penalties."""
+    deviations = deviation(params, state.prior_mean)
+    data = _data_precision(model, state)
+    penalties = jax.tree.map(penalty, data, state.prior_precision, deviations)
+    likelihood = -model.num_data * _mean_nll(model, state)
+    return (likelihood - total(penalties)).astype(state.log_evidence.dtype)
+
+
+def _mean_nll(model: Model, state: EvidenceWeightDecayState) -> Array:
+    """The negative log-likelihood of an observation."""
+    if state.noise_variance is None:
+        return state.loss / model.loss_scale
+    noise = state.noise_variance
+    return 0.5 * (jnp.log(2.0 * jnp.pi * noise) + residual(model, state.loss) / noise)

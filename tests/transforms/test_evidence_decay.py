@@ -1,0 +1,534 @@
+"""The weight decay of the evidence: its step, its fixed point, its state, and what reads that."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import flat, network_params
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import l2m_optax as l2m
+
+N, B = 1000, 10
+PARAMS = network_params(jax.random.key(0))
+
+
+def decay(**kwargs):
+    return l2m.evidence_weight_decay(**{"num_data": N, "batch_size": B, "decay": 0.99, **kwargs})
+
+
+def gradient(step, params=PARAMS):
+    """Random, and the same for the same step."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(5), step), len(leaves))
+    draws = [
+        0.02 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)
+    ]
+    return treedef.unflatten(draws)
+
+
+def run(tx, steps, params=PARAMS, *, state=None, start=0, frozen=True, value=0.7):
+    """The parameters and the state after some updates, in one scan."""
+
+    def step(carry, number):
+        params, state = carry
+        updates, state = tx.update(gradient(number, params), state, params, value=value)
+        return (params if frozen else optax.apply_updates(params, updates), state), None
+
+    state = tx.init(params) if state is None else state
+    scan = jax.jit(lambda carry: jax.lax.scan(step, carry, start + jnp.arange(steps))[0])
+    return scan((params, state))
+
+
+def oracle(posterior, overcount=10.0):
+    """With F as the search sees it."""
+    return posterior._replace(data_scale=posterior.data_scale / overcount)
+
+
+@pytest.fixture(scope="module")
+def converged():
+    return run(decay(), 2000)[1]
+
+
+PRIOR_MEANS = {"zero": None, "another": jax.tree.map(lambda p: p - 0.1, PARAMS)}
+
+
+@pytest.mark.parametrize("prior_mean", PRIOR_MEANS)
+@pytest.mark.parametrize("loss_scale", [1.0, 32.0])
+def test_a_step_adds_the_gradient_of_the_prior(prior_mean, loss_scale):
+    origin = PRIOR_MEANS[prior_mean]
+    tx = decay(prior_mean=origin, loss_scale=loss_scale, start=3.0)
+    _, state = run(tx, 120)
+    grads = gradient(120)
+    updates, state = tx.update(grads, state, PARAMS)
+    origin = jax.tree.map(jnp.zeros_like, PARAMS) if origin is None else origin
+
+    def expected(g, delta, p, p0):
+        return g + loss_scale * delta / N * (p - p0)
+
+    wanted = jax.tree.map(expected, grads, state.prior_precision, PARAMS, origin)
+    np.testing.assert_allclose(flat(updates), flat(wanted), rtol=1e-6, atol=1e-8)
+    assert float(state.prior_precision["head"]["kernel"]) != 3.0
+
+
+def test_before_the_first_search_it_is_a_constant_decay():
+    tx = decay(start=3.0)
+    updates, _ = tx.update(gradient(0), tx.init(PARAMS), PARAMS)
+    plain, _ = optax.add_decayed_weights(3.0 / N).update(gradient(0), optax.EmptyState(), PARAMS)
+    np.testing.assert_allclose(flat(updates), flat(plain), rtol=1e-6)
+    assert set(flat(run(tx, 99)[1].prior_precision)) == {3.0}
+
+
+MODULES = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, PARAMS)
+GROUPS = {
+    "modules": ({}, MODULES),
+    "one": ({"groups": None}, None),
+    "leaves": (
+        {"groups": {"body": {"kernel": 0, "bias": 1}, "head": {"kernel": 2, "bias": 3}}},
+        {"body": {"kernel": 0, "bias": 1}, "head": {"kernel": 2, "bias": 3}},
+    ),
+}
+
+
+@pytest.mark.parametrize("overcount", [1.0, 10.0])
+@pytest.mark.parametrize("name", ["modules", "one"])
+def test_the_fixed_point_is_the_evidence_s_maximum(name, overcount):
+    given, groups = GROUPS[name]
+    _, state = run(decay(overcount=overcount, **given), 2000)
+    posterior = l2m.laplace(PARAMS, state.read_second_moment(), num_data=N, batch_size=B)
+    fitted, info = l2m.fit_prior_precision(oracle(posterior, overcount), groups=groups)
+    assert np.all(jax.tree.leaves(info.converged))
+    wanted = jax.tree.map(lambda p, d: jnp.full_like(p, d), PARAMS, broad(fitted.prior_precision))
+    got = jax.tree.map(lambda p, d: jnp.full_like(p, d), PARAMS, state.prior_precision)
+    # The moment moves on, and δ follows with a memory of 100 updates.
+    np.testing.assert_allclose(flat(got), flat(wanted), rtol=0.02)
+
+
+def broad(prior):
+    return prior if isinstance(prior, dict) else jax.tree.map(lambda _: prior, PARAMS)
+
+
+def constant(tx, steps=3000):
+    """The state after many updates by the same gradient, whose square the moment is."""
+    step = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda s, _: (tx.update(gradient(0), s, PARAMS, value=0.7)[1], None),
+            state,
+            length=steps,
+        )[0]
+    )
+    return step(tx.init(PARAMS))
+
+
+def test_the_fixed_point_is_exact_for_a_constant_moment():
+    state = constant(decay())
+    posterior = l2m.laplace(PARAMS, state.read_second_moment(), num_data=N, batch_size=B)
+    fitted, _ = l2m.fit_prior_precision(oracle(posterior), groups=MODULES)
+    np.testing.assert_allclose(flat(state.prior_precision), flat(fitted.prior_precision), rtol=1e-4)
+    held = oracle(posterior)._replace(prior_precision=state.prior_precision)
+    gamma = l2m.tuning.effective_parameters(held)
+    np.testing.assert_allclose(sum(flat(state.effective_parameters)), gamma, rtol=1e-5)
+    evidence = l2m.tuning.log_evidence(held, -N * 0.7)
+    np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-5)
+
+
+def test_the_noise_s_fixed_point_is_exact_for_a_constant_moment():
+    """As `fit_noise_variance`, with the prior of each module, and its own s²."""
+    tx = decay(likelihood="gaussian", loss_scale=2.0, overcount=1.0, groups=None)
+    state = constant(tx)
+    moment = state.read_second_moment()
+    posterior = l2m.laplace(PARAMS, moment, num_data=N, batch_size=B, loss_scale=2.0)
+    x = jnp.zeros((N, 1))
+    fitted, info = l2m.fit_noise_variance(
+        lambda params, x: x, posterior, x, jnp.full((N, 1), jnp.sqrt(0.7))
+    )
+    assert info.converged
+    np.testing.assert_allclose(state.noise_variance, info.value, rtol=1e-4)
+    np.testing.assert_allclose(
+        state.prior_precision["head"]["bias"], fitted.prior_precision, rtol=1e-3
+    )
+    s2 = float(info.value)
+    log_likelihood = -0.5 * N * (np.log(2 * np.pi * s2) + 0.7 / s2)
+    np.testing.assert_allclose(
+        state.log_evidence, l2m.tuning.log_evidence(fitted, log_likelihood), rtol=1e-4
+    )
+    updates, state = tx.update(gradient(0), state, PARAMS, value=0.7)
+    step = flat(updates) - flat(gradient(0))
+    wanted = 2.0 * s2 * float(fitted.prior_precision) / N * flat(PARAMS)
+    np.testing.assert_allclose(step, wanted, rtol=2e-3, atol=1e-7)
+
+
+def conjugate(seed=0, features=12, noise=0.5):
+    """A design of orthogonal columns, some of which the data hardly determine."""
+    rng = np.random.default_rng(seed)
+    columns = np.linalg.qr(rng.normal(size=(N, features)))[0] * np.sqrt(N)
+    x = columns * np.geomspace(1.0, 0.002, features)
+    y = x @ rng.normal(size=features) + noise * rng.normal(size=N)
+    return x, y
+
+
+def evidence_of_regression(x, y):
+    """MacKay's fixed point, with exact modes, in float64."""
+    delta, s2 = 1.0, float(np.var(y))
+    for _ in range(2000):
+        precision = x.T @ x / s2
+        w = np.linalg.solve(precision + delta * np.eye(x.shape[1]), x.T @ y / s2)
+        gamma = np.trace(np.linalg.solve(precision + delta * np.eye(x.shape[1]), precision))
+        delta, s2 = gamma / (w @ w), np.sum((y - x @ w) ** 2) / (len(y) - gamma)
+    return w, delta, s2, gamma
+
+
+def test_a_linear_regression_finds_the_exact_evidence():
+    x, y = conjugate()
+    w, delta, s2, gamma = evidence_of_regression(x, y)
+    assert 4 < gamma < 10  # neither all parameters nor none
+    tx = optax.chain(
+        l2m.evidence_weight_decay(
+            num_data=N, batch_size=B, likelihood="gaussian", overcount=1.0, decay=0.9995
+        ),
+        optax.adam(optax.cosine_decay_schedule(0.03, 20_000, alpha=0.003)),
+    )
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+    def step(carry, rows):
+        params, state = carry
+        value, grads = jax.value_and_grad(
+            lambda p: 0.5 * jnp.mean(jnp.square(y[rows] - x[rows] @ p["w"]))
+        )(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = {"w": jnp.zeros(x.shape[1])}
+    orders = np.random.default_rng(1).permuted(np.tile(np.arange(N), (200, 1)), axis=1)
+    (params, state), _ = jax.jit(lambda *args: jax.lax.scan(step, *args))(
+        (params, tx.init(params)), orders.reshape(-1, B)
+    )
+    found = state[0]
+    np.testing.assert_allclose(params["w"], w, atol=0.03)
+    np.testing.assert_allclose(found.noise_variance, s2, rtol=0.02)
+    np.testing.assert_allclose(found.effective_parameters["w"], gamma, rtol=0.03)
+    np.testing.assert_allclose(found.prior_precision["w"], delta, rtol=0.05)
+    assert not found.edge["w"]
+
+
+OPTIMIZERS = {
+    "adam": lambda: optax.adam(1e-2),
+    "sgd": lambda: optax.sgd(0.1, momentum=0.9),
+    "lion": lambda: optax.lion(1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_chain_is_the_optimizer_on_decayed_gradients(name):
+    """120 updates, the search included, one by one by hand."""
+    tx, alone, inner = optax.chain(decay(), OPTIMIZERS[name]()), decay(), OPTIMIZERS[name]()
+    trained, state = run(tx, 120, frozen=False)
+
+    @jax.jit
+    def by_hand(params, first, second, number):
+        grads, first = alone.update(gradient(number, params), first, params, value=0.7)
+        updates, second = inner.update(grads, second, params)
+        return optax.apply_updates(params, updates), first, second
+
+    carry = PARAMS, alone.init(PARAMS), inner.init(PARAMS)
+    for number in range(120):
+        carry = by_hand(*carry, number)
+    np.testing.assert_allclose(flat(trained), flat(carry[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flat(state[0]), flat(carry[1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_searches_are_made_every_so_often(every):
+    tx, found = decay(every=every), []
+    _, state = run(tx, 98)
+    update = jax.jit(tx.update)
+    for number in range(98, 160):
+        before = flat(state.prior_precision)
+        _, state = update(gradient(number), state, PARAMS)
+        if np.any(flat(state.prior_precision) != before):
+            found.append(number + 1)
+    assert found == [n for n in range(100, 161) if n % every == 0]
+
+
+def test_how_often_it_searches_hardly_matters(converged):
+    _, seldom = run(decay(every=50), 2000)
+    np.testing.assert_allclose(
+        flat(seldom.prior_precision), flat(converged.prior_precision), rtol=0.02
+    )
+
+
+def test_it_goes_on_bit_for_bit_from_what_was_saved():
+    tx = optax.chain(
+        decay(likelihood="gaussian", prior_mean=PRIOR_MEANS["another"]), optax.adam(0.01)
+    )
+    whole = run(tx, 240, frozen=False)
+    params, state = run(tx, 120, frozen=False)
+    leaves, treedef = jax.tree.flatten((params, state))
+    saved = [np.asarray(leaf).tobytes() for leaf in leaves]
+    restored = [
+        jnp.asarray(np.frombuffer(raw, leaf.dtype).reshape(leaf.shape))
+        for raw, leaf in zip(saved, leaves, strict=True)
+    ]
+    params, state = treedef.unflatten(restored)
+    rest = run(tx, 120, params, state=state, start=120, frozen=False)
+    jax.tree.map(np.testing.assert_array_equal, whole, rest)
+
+
+def test_a_state_keeps_its_types_and_shapes():
+    for likelihood in ("categorical", "gaussian"):
+        tx = decay(likelihood=likelihood, every=1)
+        for dtype in (jnp.float32, jnp.bfloat16):
+            params = network_params(jax.random.key(0), dtype)
+            state = tx.init(params)
+            update = jax.eval_shape(tx.update, params, state, params, value=jnp.float16(1.0))
+            assert [leaf.dtype for leaf in jax.tree.leaves(update[0])] == [dtype] * 4
+            jax.tree.map(
+                lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or 1 / 0,
+                *((state, update[1])),
+            )
+
+
+def test_members_of_an_ensemble_have_a_prior_each():
+    params = jax.tree.map(lambda p: jnp.stack([p, 2.0 * p]), PARAMS)
+    tx = decay()
+
+    def train(params):
+        return run_inside(tx, 200, params)
+
+    both = jax.jit(jax.vmap(train))(params)
+    alone = run_inside(tx, 200, jax.tree.map(lambda p: 2.0 * p, PARAMS))
+    np.testing.assert_allclose(
+        flat(jax.tree.map(lambda x: x[1], both.prior_precision)),
+        flat(alone.prior_precision),
+        rtol=1e-4,
+    )
+
+
+def run_inside(tx, steps, params):
+    """As `run`, where the caller compiles it."""
+
+    def step(state, number):
+        return tx.update(gradient(number), state, params)[1], None
+
+    return jax.lax.scan(step, tx.init(params), jnp.arange(steps))[0]
+
+
+# What cannot be found
+
+
+def with_bad(value):
+    grads = gradient(300)
+    kernel = grads["body"]["kernel"].at[0, 0].set(value)
+    return {**grads, "body": {**grads["body"], "kernel": kernel}}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e30], ids=["NaN", "inf", "infinite square"])
+def test_bad_gradients_leave_the_state_as_it_was(converged, bad):
+    grads = with_bad(bad)
+    updates, state = decay().update(grads, converged, PARAMS)
+    assert int(state.skipped) == 1
+    assert int(converged.skipped) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, state._replace(skipped=converged.skipped), converged
+    )
+    # The optimizer sees what came, and may refuse it.
+    np.testing.assert_array_equal(
+        updates["body"]["kernel"][0, 0], bad if bad != 1e30 else jnp.float32(1e30)
+    )
+    assert np.all(np.isfinite(flat(updates["head"])))
+
+
+def test_a_bad_loss_leaves_the_state_as_it_was(converged):
+    _, state = decay().update(gradient(300), converged, PARAMS, value=jnp.nan)
+    assert int(state.skipped) == 1
+    assert np.all(np.isfinite(flat(state)))
+
+
+EDGES = {
+    "at the prior mean": (lambda p: jnp.zeros_like(p), lambda g: g),
+    "without gradients": (lambda p: p, lambda g: jnp.zeros_like(g)),
+    "without entries": (lambda p: jnp.zeros((0, 3)), lambda g: jnp.zeros((0, 3))),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_a_group_without_a_maximum_keeps_its_prior_and_says_so(name):
+    of_params, of_grads = EDGES[name]
+    params = {"a": {"w": of_params(jnp.ones(3))}, "b": {"w": jnp.ones(3)}}
+    tx = decay(start=2.0)
+    state = tx.init(params)
+    grads = {"a": {"w": of_grads(jnp.full(3, 0.1))}, "b": {"w": jnp.full(3, 0.1)}}
+    for _ in range(110):
+        _, state = jax.jit(tx.update)(grads, state, params)
+    assert bool(state.edge["a"]["w"])
+    assert not bool(state.edge["b"]["w"])
+    assert float(state.prior_precision["a"]["w"]) == 2.0
+    assert float(state.prior_precision["b"]["w"]) != 2.0
+    assert np.all(np.isfinite(flat(state)))
+
+
+@pytest.mark.parametrize(("size", "bound"), [(1e-6, 1e6), (1e4, 1e-4)])
+def test_a_prior_stays_between_bounds_and_says_so(size, bound):
+    params, grads = {"w": jnp.full(3, size)}, {"w": jnp.full(3, 3.0)}
+    tx = decay(every=1)
+    state = jax.jit(
+        lambda s: jax.lax.scan(lambda s, _: (tx.update(grads, s, params)[1], None), s, length=3000)
+    )(tx.init(params))[0]
+    assert bool(state.edge["w"])
+    np.testing.assert_allclose(state.prior_precision["w"], bound, rtol=1e-4)
+
+
+REFUSALS = {
+    "full batch": ({"batch_size": N}, ValueError, "full batch"),
+    "fractional data": ({"num_data": 10.5}, TypeError, "num_data: expected an integer"),
+    "no batch": ({"batch_size": 0}, ValueError, "batch_size: expected at least 1"),
+    "decay 1": ({"decay": 1.0}, ValueError, "decay: expected 0 <= decay < 1"),
+    "every 0": ({"every": 0}, ValueError, "every: expected at least 1"),
+    "start 0": ({"start": 0.0}, ValueError, "start: expected a positive"),
+    "start NaN": ({"start": float("nan")}, ValueError, "start: expected a positive"),
+    "loss scale 0": ({"loss_scale": 0.0}, ValueError, "loss_scale: expected a positive"),
+    "overcount": ({"overcount": -1.0}, ValueError, "overcount: expected a positive"),
+    "likelihood": ({"likelihood": "normal"}, ValueError, "likelihood: expected 'categorical' or"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_numbers_are_refused_at_once(name):
+    given, error, message = REFUSALS[name]
+    with pytest.raises(error, match=message):
+        decay(**given)
+
+
+def test_what_does_not_fit_the_parameters_is_refused_by_init():
+    with pytest.raises(ValueError, match=r"groups: expected a prefix of params"):
+        decay(groups={"nothing": 0}).init(PARAMS)
+    with pytest.raises(ValueError, match=r"prior_mean\['body'\]"):
+        decay(prior_mean={"head": PARAMS["head"]}).init(PARAMS)
+    with pytest.raises(FloatingPointError, match="prior_mean"):
+        decay(prior_mean=jax.tree.map(lambda p: p * jnp.nan, PARAMS)).init(PARAMS)
+    with pytest.raises(TypeError, match="a real floating-point array"):
+        decay().init({"w": jnp.arange(3)})
+    with pytest.raises(ValueError, match="params: expected at least one array"):
+        decay().init({})
+
+
+def test_what_an_update_needs_is_asked_for():
+    tx = decay()
+    with pytest.raises(ValueError, match=r"params: expected the parameters"):
+        tx.update(gradient(0), tx.init(PARAMS))
+    with pytest.raises(ValueError, match=r"value: expected one number, got shape \(2,\)"):
+        tx.update(gradient(0), tx.init(PARAMS), PARAMS, value=jnp.ones(2))
+    tx = decay(likelihood="gaussian")
+    with pytest.raises(ValueError, match=r"value: expected the loss.*value=loss"):
+        tx.update(gradient(0), tx.init(PARAMS), PARAMS)
+
+
+# What reads the state
+
+
+def laplace(state, **kwargs):
+    return l2m.laplace(PARAMS, state, **{"num_data": N, "batch_size": B, **kwargs})
+
+
+def test_laplace_takes_moment_and_prior_from_the_state():
+    origin = PRIOR_MEANS["another"]
+    tx = optax.chain(decay(likelihood="gaussian", prior_mean=origin), optax.adam(1e-3))
+    _, state = run(tx, 150)
+    posterior = laplace(state)
+    found = state[0]
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_precision, found.prior_precision)
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_mean, origin)
+    assert posterior.second_moment.nu["head"]["bias"] is found.moment.nu["head"]["bias"]
+    assert float(posterior.noise_variance) == float(found.noise_variance) != 1.0
+    # The F of the search is this one, divided by the overcount.
+    gamma = l2m.tuning.effective_parameters(oracle(posterior))
+    np.testing.assert_allclose(gamma, sum(flat(found.effective_parameters)), rtol=1e-5)
+    explicit = laplace(state, prior_precision=5.0, prior_mean=PARAMS)
+    assert explicit.prior_precision == 5.0
+    jax.tree.map(np.testing.assert_array_equal, explicit.prior_mean, PARAMS)
+    moment = l2m.second_moment(state, PARAMS)
+    assert float(laplace(moment).prior_precision) == 1.0
+
+
+WRAPPERS = {
+    "tx": lambda tx: tx,
+    "exposed": l2m.expose_second_moment,
+    "injected": lambda tx: optax.inject_hyperparams(lambda lr: optax.chain(tx, optax.sgd(lr)))(0.1),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_it_is_read_through_wrappers_with_tx(name):
+    tx = WRAPPERS[name](optax.chain(decay(), optax.adam(1e-3)))
+    _, state = run(tx, 120)
+    posterior = l2m.laplace(PARAMS, state, tx=tx, num_data=N, batch_size=B)
+    _, plain = run(decay(), 120)
+    np.testing.assert_allclose(flat(posterior.second_moment.nu), flat(plain.moment.nu), rtol=1e-5)
+    np.testing.assert_allclose(
+        flat(posterior.prior_precision), flat(plain.prior_precision), rtol=1e-5
+    )
+
+
+def test_accumulated_gradients_are_one_large_batch():
+    k = 3
+    tx = optax.MultiSteps(optax.chain(decay(batch_size=k * B), optax.adam(1e-3)), k)
+    state = tx.init(PARAMS)
+    update = jax.jit(lambda g, s: tx.update(g, s, PARAMS, value=jnp.float32(0.7))[1])
+    whole, alone = decay(batch_size=k * B).init(PARAMS), jax.jit(decay(batch_size=k * B).update)
+    for number in range(0, 110 * k, k):
+        grads = [gradient(number + i) for i in range(k)]
+        for g in grads:
+            state = update(g, state)
+        _, whole = alone(jax.tree.map(lambda *g: sum(g) / k, *grads), whole, PARAMS, value=0.7)
+    posterior = laplace(state, tx=tx)
+    np.testing.assert_allclose(
+        flat(posterior.prior_precision), flat(whole.prior_precision), rtol=1e-4
+    )
+    gamma = l2m.tuning.effective_parameters(oracle(posterior))
+    np.testing.assert_allclose(gamma, sum(flat(whole.effective_parameters)), rtol=1e-4)
+
+
+def test_a_part_of_the_parameters_has_no_told_prior_for_the_rest():
+    tx = optax.masked(decay(), {"body": False, "head": True})
+    _, state = run(optax.chain(tx, optax.adam(1e-3)), 3)
+    moment = l2m.SecondMoment(jax.tree.map(jnp.ones_like, PARAMS))
+    assert float(laplace(moment).prior_precision) == 1.0
+    with pytest.raises(ValueError, match=r"prior_precision\['body'\].*pass prior_precision="):
+        laplace(state, tx=optax.chain(tx, optax.adam(1e-3)))
+    explicit = laplace(state, tx=optax.chain(tx, optax.adam(1e-3)), prior_precision=2.0)
+    assert explicit.prior_precision == 2.0
+
+
+def test_a_training_checkpoint_gives_posterior_and_prior(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tx = optax.chain(decay(likelihood="gaussian"), optax.adam(1e-3))
+    params, state = run(tx, 120, frozen=False)
+    path = tmp_path / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"params": params, "opt_state": state})
+    read = l2m.checkpoint.from_training_state(path, like=params, tx=tx, num_data=N, batch_size=B)
+    posterior = l2m.laplace(params, state, num_data=N, batch_size=B)
+    jax.tree.map(np.testing.assert_array_equal, read.prior_precision, posterior.prior_precision)
+    assert float(read.noise_variance) == float(posterior.noise_variance)
+
+
+def test_a_sharded_state_finds_the_same():
+    """The moment lies as the parameters do; δ is on all devices."""
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.ones(4)}
+    specs = {"w": NamedSharding(mesh, P("x", None)), "b": NamedSharding(mesh, P())}
+    sharded, tx = jax.device_put(params, specs), decay()
+    alone = run_inside_of(tx, params)
+    found = jax.jit(lambda p: run_inside_of(tx, p))(sharded)
+    np.testing.assert_allclose(flat(found.prior_precision), flat(alone.prior_precision), rtol=1e-5)
+    assert found.moment.nu["w"].sharding.is_equivalent_to(specs["w"], 2)
+
+
+def run_inside_of(tx, params):
+    def step(state, number):
+        return tx.update(gradient(number, params), state, params)[1], None
+
+    return jax.lax.scan(step, tx.init(params), jnp.arange(150))[0]
