@@ -40,7 +40,6 @@ from l2m_optax.predict._variance import output_covariance, output_variance
 from l2m_optax.transforms._evidence_decay import evidence_weight_decay
 from l2m_optax.transforms._expose import expose_second_moment
 from l2m_optax.transforms._track import track_second_moment
-from l2m_optax.tuning._leave_one_out import fit_temperature
 from l2m_optax.tuning._noise import fit_noise_variance
 from l2m_optax.tuning._prior import fit_prior_precision
 from l2m_optax.tuning._validation import tune
@@ -58,7 +57,6 @@ __all__ = [
     "fit",
     "fit_noise_variance",
     "fit_prior_precision",
-    "fit_temperature",
     "fitting",
     "identify",
     "jacobians",

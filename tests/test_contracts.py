@@ -35,11 +35,6 @@ FUNCTIONS = {
     "effective_parameters": l2m.tuning.effective_parameters,
     "fit_prior_precision": l2m.fit_prior_precision,
     "fit_noise_variance": lambda p: l2m.fit_noise_variance(network, p, *REGRESSION),
-    "fit_temperature": lambda p: (
-        l2m.fit_temperature(
-            network, p, jnp.tile(INPUTS, (2, 1)), jnp.tile(LABELS, 2), num_data=50
-        ).info
-    ),
     "tune": lambda p: l2m.tune(network, p, INPUTS, LABELS, num_samples=4).info,
     "elbo": lambda p: l2m.tuning.elbo(KEY, network, p, INPUTS, LABELS, num_samples=4),
     "kl_divergence": l2m.tuning.kl_divergence,

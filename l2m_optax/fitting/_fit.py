@@ -52,8 +52,9 @@ def fit(
        that the optimizer's state holds, where it was trained with `evidence_weight_decay`.
     4. With validation data the last layer (`last_layer`) and all layers are tuned on them, T and
        for numbers the noise. The best is returned; if that is the network alone, T = 0, which is
-       exactly the network. The report says by how many standard errors it is better: with few
-       validation data by less than one, most often. Without validation data all layers get a small temperature: `tuning.cold_temperature` for classes, 0.03 for numbers.
+       exactly the network. The report says by how many standard errors it is better. Without
+       validation data all layers get a small temperature: `tuning.cold_temperature` for classes,
+       0.03 for numbers.
 
     Use `classify` or `regress` on what is returned.
 

@@ -64,12 +64,6 @@ def separate_reach(reach: Reach) -> bool:
     return reach.separate
 
 
-def no_reach(reach: Reach) -> bool:
-    """The Jacobian itself always needs it."""
-    del reach
-    return False
-
-
 def jacobian_of(
     apply_fn: ApplyFn,
     posterior: Posterior,

@@ -51,7 +51,7 @@ def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = 
         remedy = _remedy(outputs.shape, targets)
         raise ValueError(complaint("targets", _expected(outputs.shape), got, remedy))
     if are_labels(targets):
-        check_classes("targets", targets, outputs.shape[-1])
+        _check_classes("targets", targets, outputs.shape[-1])
     else:
         _check_finite(targets)
     return math.prod(targets.shape)
@@ -114,7 +114,7 @@ def _remedy(shape: tuple[int, ...], targets: Array) -> str:
     return mends.get(targets.shape, f"pass the targets of these {shape[0]} inputs in such a shape")
 
 
-def check_classes(name: str, labels: ArrayLike, number: int) -> None:
+def _check_classes(name: str, labels: ArrayLike, number: int) -> None:
     """Refuse classes that the outputs do not have; traced labels pass.
 
     Raises:
