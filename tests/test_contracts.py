@@ -55,7 +55,7 @@ def rotated_posterior():
     return l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5)
 
 
-IN_BASES = ("variance", "sample", "log_prob", "linearized", "output_variance", "fit_temperature")
+IN_BASES = ("variance", "sample", "log_prob", "linearized", "output_variance")
 
 
 @pytest.mark.parametrize("name", IN_BASES)

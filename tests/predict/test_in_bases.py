@@ -239,16 +239,6 @@ def test_monte_carlo_draws_are_those_of_sample(rotated):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_joint_covariances_are_the_dense_ones(rotated):
-    from l2m_optax.tuning._leave_one_out import joint_covariance
-
-    x = normal(2, 4)
-    expected = exact(network, rotated, x)
-    found = joint_covariance(rotated, network, x)
-    for i in range(len(x)):
-        np.testing.assert_allclose(found[i, :, i], expected[i], rtol=1e-4)
-
-
 def test_some_outputs_and_restricted_leaves(rotated):
     head, x = l2m.restrict(rotated, "head"), normal(2, 4)
     expected = exact(network, rotated, x) - exact(
