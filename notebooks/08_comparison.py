@@ -15,7 +15,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/08_comparison.ipynb)
 #
-# Five networks are trained on 5,000 images of clothes, and three on mixtures of concrete. Each method gets the same
+# Three networks are trained on 5,000 images of clothes, and three more on mixtures of concrete. Each method gets the same
 # weights. Methods marked (v) use validation data; the others use the training data only.
 
 # %%
@@ -121,7 +121,7 @@ tx, train = trainer(
     epochs=30,
     batch_size=50,
 )
-trained = [train(seed, x, y) for seed in range(5)]
+trained = [train(seed, x, y) for seed in range(3)]
 
 
 def alone(params, opt_state):
@@ -157,11 +157,11 @@ METHODS = {
 probs = {name: [method(*pair) for pair in trained] for name, method in METHODS.items()}
 
 # %% [markdown]
-# An ensemble averages the probabilities of its networks. So does an ensemble of posteriors. It costs five trainings.
+# An ensemble averages the probabilities of its networks. So does an ensemble of posteriors. It costs three trainings.
 
 # %%
-probs["ensemble of 5"] = [sum(probs["network alone"]) / 5]
-probs["L2M (v) around each of the 5"] = [sum(probs["L2M (v)"]) / 5]
+probs["ensemble of 3"] = [sum(probs["network alone"]) / 3]
+probs["L2M (v) around each of the 3"] = [sum(probs["L2M (v)"]) / 3]
 MEASURES = {
     "accuracy": metrics.accuracy,
     "NLL": metrics.negative_log_likelihood,
