@@ -38,7 +38,7 @@ html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_t
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make notebooks` has run them
 
