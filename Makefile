@@ -8,8 +8,13 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
+<<<<<<< HEAD
 	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
 	bench-structure bench-temperature bench-variance test-oldest dist test-dist clean
+=======
+	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax bench-temperature \
+	bench-variance test-oldest dist test-dist clean
+>>>>>>> decay
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -118,6 +123,9 @@ bench-serving: .venv/.dev ## measure predictions with draws against passes of th
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py
+
+bench-evidence: .venv/.dev ## compare the evidence's weight decay with a grid of decays
+	@JAX_PLATFORMS=cpu $(PY) benchmarks/evidence.py
 
 bench-softmax: .venv/.dev ## compare ways to average a softmax over Gaussian logits
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/softmax.py

@@ -92,7 +92,8 @@ def evidence_weight_decay(
     Args:
       num_data: N, number of training examples: of what the loss averages over, as in `laplace`.
       batch_size: B, examples behind one gradient, as in `laplace`.
-      decay: decay of the running means.
+      decay: β of the running means, which look back over ``(1 + β) / (1 - β)`` updates. 0.99 suits
+        trainings of a thousand updates.
       every: updates between two searches. A search costs a pass over the second moment.
       groups: which leaves share a δ: a prefix tree of labels or a function from the parameters to
         one, as in `fit_prior_precision`; `None` for one δ. By default each module has one, for its

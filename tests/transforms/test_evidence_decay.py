@@ -8,6 +8,7 @@ import pytest
 from helpers import flat, network_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_readme import run_blocks
 
 import l2m_optax as l2m
 
@@ -532,3 +533,16 @@ def run_inside_of(tx, params):
         return tx.update(gradient(number, params), state, params)[1], None
 
     return jax.lax.scan(step, tx.init(params), jnp.arange(150))[0]
+
+
+def test_the_page_runs(capsys):
+    page = run_blocks("docs/weight_decay.md")
+    capsys.readouterr()
+    found = page["found"]
+    assert 0.01 < float(found.prior_precision["hidden"]["kernel"]) < 1e3
+    jax.tree.map(
+        np.testing.assert_array_equal, page["posterior"].prior_precision, found.prior_precision
+    )
+    residuals = np.linalg.lstsq(page["x"], page["noisy"], rcond=None)[1]
+    unbiased = residuals / (len(page["x"]) - 10)
+    np.testing.assert_allclose(page["regression"].noise_variance, unbiased[0], rtol=0.1)
