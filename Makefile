@@ -8,13 +8,8 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
-<<<<<<< HEAD
-	bench-batch-size bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
+	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
 	bench-structure bench-temperature bench-variance test-oldest dist test-dist clean
-=======
-	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax bench-temperature \
-	bench-variance test-oldest dist test-dist clean
->>>>>>> decay
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)

@@ -30,6 +30,11 @@ CLAIMS = {
     "temperature": lambda page: (
         page["cold"] < 1e-3 and jnp.isclose(page["info"].value, 100.0, rtol=1e-3)
     ),
+    "weight_decay": lambda page: (
+        page["posterior"].prior_precision is not None
+        and float(page["state"][0].noise_variance) > 0
+        and jnp.isclose(page["regression"].noise_variance, page["state"][0].noise_variance)
+    ),
     "tokens": lambda page: page["p"].probs.shape == (4, 12, 8) and probabilities(page),
 }
 
