@@ -24,7 +24,7 @@ from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.transforms._evidence_search import Model, deviation, residual, search
-from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
+from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState, first_state
 from l2m_optax.transforms._track import TrackSecondMomentState, track_second_moment
 
 OVERCOUNT = 10.0
@@ -146,17 +146,8 @@ def evidence_weight_decay(
 
     def init(params: PyTree) -> EvidenceWeightDecayState:
         _check_params(params, groups)
-        return EvidenceWeightDecayState(
-            moment=tracker.init(params),
-            prior_precision=jax.tree.map(lambda _: jnp.float32(start), params),
-            prior_mean=None if prior_mean is None else _copy(prior_mean, params),
-            noise_variance=jnp.float32(1.0) if gaussian else None,
-            loss=jnp.float32(0.0),
-            effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
-            edge=jax.tree.map(lambda _: jnp.zeros((), bool), params),
-            log_evidence=jnp.float32(0.0),
-            skipped=jnp.int32(0),
-        )
+        mean = None if prior_mean is None else _copy(prior_mean, params)
+        return first_state(tracker.init(params), params, start, mean, gaussian)
 
     def update(
         updates: PyTree,

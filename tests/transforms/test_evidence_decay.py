@@ -546,3 +546,13 @@ def test_the_page_runs(capsys):
     residuals = np.linalg.lstsq(page["x"], page["noisy"], rcond=None)[1]
     unbiased = residuals / (len(page["x"]) - 10)
     np.testing.assert_allclose(page["regression"].noise_variance, unbiased[0], rtol=0.1)
+
+
+def test_two_that_hold_a_prior_are_refused_and_the_remedy_works():
+    labels = {"body": "one", "head": "two"}
+    tx = optax.multi_transform({"one": decay(), "two": decay()}, labels)
+    _, state = run(tx, 3)
+    with pytest.raises(TypeError, match=r"one prior, got 2; pass second_moment\(opt_state, params"):
+        laplace(state, tx=tx)
+    moment = l2m.second_moment(state, PARAMS, tx=tx)
+    assert float(laplace(moment, prior_precision=2.0).prior_precision) == 2.0
