@@ -78,7 +78,8 @@ def evidence_weight_decay(
     here.
 
     With ``update(..., value=loss)``, the loss of the batch without the decay, ``log_evidence`` of
-    the state is the log evidence itself, so that models can be compared.
+    the state is the log evidence itself. It shows how a training goes. It need not rank networks of
+    different widths and depths, for how often a diagonal counts a parameter depends on these.
 
     **Regression.** With ``likelihood="gaussian"`` the noise variance is found too, and `value` is
     needed. Pass the `loss_scale` for unit noise, 2 for ``mean((y-f)²)`` and 1 for
