@@ -42,7 +42,7 @@ def told_prior(opt_state: PyTree) -> Prior | None:
     nodes = filter(_says_prior, jax.tree.leaves(opt_state, is_leaf=_says_prior))
     told = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
     if len(told) > 1:
-        remedy = "pass prior_precision=, or the part of the state that you want read"
+        remedy = "pass second_moment(opt_state, params), and prior_precision="
         raise TypeError(complaint("opt_state", "one prior", str(len(told)), remedy))
     return told[0] if told else None
 

@@ -24,7 +24,7 @@ from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.transforms._evidence_search import Model, deviation, residual, search
-from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
+from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState, first_state
 from l2m_optax.transforms._track import TrackSecondMomentState, track_second_moment
 
 OVERCOUNT = 10.0
@@ -78,7 +78,8 @@ def evidence_weight_decay(
     here.
 
     With ``update(..., value=loss)``, the loss of the batch without the decay, ``log_evidence`` of
-    the state is the log evidence itself, so that models can be compared.
+    the state is the log evidence itself. It shows how a training goes. It need not rank networks of
+    different widths and depths, for how often a diagonal counts a parameter depends on these.
 
     **Regression.** With ``likelihood="gaussian"`` the noise variance is found too, and `value` is
     needed. Pass the `loss_scale` for unit noise, 2 for ``mean((y-f)²)`` and 1 for
@@ -146,17 +147,8 @@ def evidence_weight_decay(
 
     def init(params: PyTree) -> EvidenceWeightDecayState:
         _check_params(params, groups)
-        return EvidenceWeightDecayState(
-            moment=tracker.init(params),
-            prior_precision=jax.tree.map(lambda _: jnp.float32(start), params),
-            prior_mean=None if prior_mean is None else _copy(prior_mean, params),
-            noise_variance=jnp.float32(1.0) if gaussian else None,
-            loss=jnp.float32(0.0),
-            effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
-            edge=jax.tree.map(lambda _: jnp.zeros((), bool), params),
-            log_evidence=jnp.float32(0.0),
-            skipped=jnp.int32(0),
-        )
+        mean = None if prior_mean is None else _copy(prior_mean, params)
+        return first_state(tracker.init(params), params, start, mean, gaussian)
 
     def update(
         updates: PyTree,

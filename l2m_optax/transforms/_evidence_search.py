@@ -56,18 +56,19 @@ def search(
     squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), deviation(params, state.prior_mean))
     of_leaf = group(params, state.prior_precision, model.groups).of_leaf
     gamma, norms = (sum_by_group(jax.tree.leaves(tree), of_leaf) for tree in (gammas, squares))
-    wanted = gamma / norms
-    bounded = jnp.clip(wanted, *BOUNDS)
-    edge = ~is_positive(wanted) | (bounded != wanted)
+    found = is_positive(gamma) & is_positive(norms)
+    wanted = gamma / jnp.where(found, norms, 1.0)
+    bounded = jnp.where(found, jnp.clip(wanted, *BOUNDS), 0.0)  # 0 is no maximum
     treedef: Any = jax.tree.structure(state.prior_precision)
-    of_leaves = treedef.unflatten(
-        [jnp.where(is_positive(wanted), bounded, jnp.nan)[g] for g in of_leaf]
+    edge, target = (
+        treedef.unflatten([of_group[g] for g in of_leaf])
+        for of_group in ((bounded != wanted) | ~found, bounded)
     )
     state = state._replace(
         prior_precision=jax.tree.map(
-            lambda old, new: _toward(old, new, model.every), state.prior_precision, of_leaves
+            lambda old, new: _toward(old, new, model.every), state.prior_precision, target
         ),
-        edge=treedef.unflatten([edge[g] for g in of_leaf]),
+        edge=edge,
         noise_variance=_noise(model, state, jnp.sum(gamma)),
     )
     return state._replace(
@@ -104,10 +105,10 @@ def _data_precision(model: Model, state: EvidenceWeightDecayState) -> PyTree:
 
 
 def _toward(old: Array, wanted: Array, updates: int) -> Array:
-    """`old` after some updates on its way to `wanted`, in the logarithm; NaN is not followed."""
-    kept = MEMORY**updates
-    moved = jnp.exp(kept * jnp.log(old) + (1.0 - kept) * jnp.log(wanted))
-    return jnp.where(is_positive(moved), moved, old).astype(old.dtype)
+    """`old` after some updates on its way to `wanted`, in the logarithm; where that is one."""
+    is_one, kept = is_positive(wanted), MEMORY**updates
+    moved = jnp.exp(kept * jnp.log(old) + (1.0 - kept) * jnp.log(jnp.where(is_one, wanted, old)))
+    return jnp.where(is_one, moved, old).astype(old.dtype)
 
 
 def _noise(model: Model, state: EvidenceWeightDecayState, gamma: Array) -> Array | None:

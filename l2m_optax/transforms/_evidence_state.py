@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.moments._moment import SecondMoment
 from l2m_optax.moments._prior import Prior
@@ -46,3 +49,24 @@ class EvidenceWeightDecayState(NamedTuple):
     def read_prior(self) -> Prior:
         """The prior that the evidence found, and the noise."""
         return Prior(self.prior_precision, self.prior_mean, self.noise_variance)
+
+
+def first_state(
+    moment: TrackSecondMomentState,
+    params: PyTree,
+    start: float,
+    prior_mean: PyTree | None,
+    gaussian: bool,
+) -> EvidenceWeightDecayState:
+    """The state before the first update."""
+    return EvidenceWeightDecayState(
+        moment=moment,
+        prior_precision=jax.tree.map(lambda _: jnp.float32(start), params),
+        prior_mean=prior_mean,
+        noise_variance=jnp.float32(1.0) if gaussian else None,
+        loss=jnp.float32(0.0),
+        effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
+        edge=jax.tree.map(lambda _: jnp.zeros((), bool), params),
+        log_evidence=jnp.float32(0.0),
+        skipped=jnp.int32(0),
+    )

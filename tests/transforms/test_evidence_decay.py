@@ -546,3 +546,26 @@ def test_the_page_runs(capsys):
     residuals = np.linalg.lstsq(page["x"], page["noisy"], rcond=None)[1]
     unbiased = residuals / (len(page["x"]) - 10)
     np.testing.assert_allclose(page["regression"].noise_variance, unbiased[0], rtol=0.1)
+
+
+def test_two_that_hold_a_prior_are_refused_and_the_remedy_works():
+    labels = {"body": "one", "head": "two"}
+    tx = optax.multi_transform({"one": decay(), "two": decay()}, labels)
+    _, state = run(tx, 3)
+    with pytest.raises(TypeError, match=r"one prior, got 2; pass second_moment\(opt_state, params"):
+        laplace(state, tx=tx)
+    moment = l2m.second_moment(state, PARAMS, tx=tx)
+    assert float(laplace(moment, prior_precision=2.0).prior_precision) == 2.0
+
+
+def test_a_tenth_of_the_data_is_left_for_the_noise():
+    """More parameters than data: N - γ would be negative."""
+    params, grads = {"w": jnp.full(50, 0.1)}, {"w": jnp.full(50, 3.0)}
+    tx = decay(num_data=20, batch_size=2, likelihood="gaussian", overcount=1.0)
+    state = jax.jit(
+        lambda s: jax.lax.scan(
+            lambda s, _: (tx.update(grads, s, params, value=0.05)[1], None), s, length=2000
+        )[0]
+    )(tx.init(params))
+    assert float(state.effective_parameters["w"]) > 20
+    np.testing.assert_allclose(state.noise_variance, 10 * 2 * 0.05, rtol=1e-3)
