@@ -23,6 +23,19 @@ from helpers import Regression, moment_of, network_params
 import l2m_optax as l2m
 
 
+MOST_REGIONS = 30_000
+"""Linux lets a process map 65,530 regions of memory. Each compiled program takes one or two."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget compiled programs before there are too many to load another one."""
+    yield
+    regions = Path("/proc/self/maps")
+    if regions.exists() and regions.read_bytes().count(b"\n") > MOST_REGIONS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def regression():
     rng = np.random.default_rng(0)
