@@ -22,7 +22,6 @@ from helpers import Regression, moment_of, network_params
 
 import l2m_optax as l2m
 
-
 MOST_REGIONS = 30_000
 """Linux lets a process map 65,530 regions of memory. Each compiled program takes one or two."""
 
