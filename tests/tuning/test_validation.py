@@ -378,7 +378,7 @@ def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
         ({"over": ("temperature", "prior_precision"), "bounds": (1, 2)}, "bounds: expected pairs"),
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"objective": "loss"}, "objective"),
-        ({"kind": "exact"}, "kind"),
+        ({"kind": "sampled"}, "kind"),
         ({"kind": "exact", "objective": "elbo"}, "exact"),
         ({"bounds": {"prior_precision": (1, 2)}}, "bounds"),
         ({"bounds": (1.0, 0.5)}, "low < high"),
