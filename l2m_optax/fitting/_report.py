@@ -100,7 +100,8 @@ def _number(value: float) -> str:
 def of_the_scale(scale: ScaleCheck) -> Iterator[str]:
     """What to think of when the state's F is far from the exact one."""
     ratio = float(scale.ratio)
-    if not 1 / OFF < ratio < OFF:
+    exact = [float(scale.empirical), float(scale.true)]  # the second is NaN where it is not known
+    if not any(1 / OFF < float(scale.posterior) / f < OFF for f in exact if f > 0):
         yield (
             f"the state's F was {ratio:.2g} times the exact one, and was corrected; possible "
             "causes: sequences counted where tokens are observations; a loss_scale that was "

@@ -96,6 +96,11 @@ def fit_noise_variance(
 
 
 def check_regression(data: Dataset) -> None:
+    """Refuse classes, which have no noise variance.
+
+    Raises:
+      ValueError: if the targets are class numbers.
+    """
     if data.labels:
         remedy = "classes have no noise variance; tune finds their temperature"
         raise ValueError(complaint("targets", "real numbers", "class numbers", remedy))

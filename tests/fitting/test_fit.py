@@ -8,6 +8,7 @@ import pytest
 from helpers import network, network_params
 
 import l2m_optax as l2m
+from l2m_optax.fitting._report import of_the_scale
 
 TX = optax.adam(2e-2)
 
@@ -253,3 +254,20 @@ def test_the_prior_of_a_training_is_taken_over(likelihood):
     jax.tree.map(np.testing.assert_array_equal, posterior.prior_precision, found.prior_precision)
     noise = 1.0 if found.noise_variance is None else found.noise_variance
     np.testing.assert_allclose(posterior.noise_variance, noise, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "empirical", "true", "off"),
+    [
+        (1.0, 0.8, 0.9, 0),
+        (4.0, 1.0, 2.0, 0),
+        (4.0, 1.0, 1.0, 1),
+        (0.1, 1.0, 1.0, 1),
+        (4.0, 1.0, np.nan, 1),
+        (4.0, 0.0, 2.0, 0),
+        (0.0, 1.0, 1.0, 1),
+    ],
+)
+def test_a_scale_is_off_if_it_is_far_from_both_references(posterior, empirical, true, off):
+    scale = l2m.tuning.ScaleCheck(*map(jnp.asarray, (posterior, empirical, true)), 60)
+    assert len(list(of_the_scale(scale))) == off
