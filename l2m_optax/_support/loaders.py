@@ -34,6 +34,21 @@ def batches(loader: Iterable[Any], name: str, description: str) -> Iterator[Any]
         raise ValueError(complaint(name, wanted, str(number), remedy))
 
 
+def pairs(loader: Iterable[Any], name: str, description: str) -> Iterator[tuple[PyTree, Any]]:
+    """The inputs and targets of each batch, as arrays.
+
+    Raises:
+      TypeError: as `batches`; if a batch is no pair.
+      ValueError: as `batches`.
+    """
+    for batch in batches(loader, name, description):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
+            got = f"a {type(batch).__name__}"
+            raise TypeError(complaint(name, "pairs (inputs, targets)", got, remedy))
+        yield as_arrays(tuple(batch))
+
+
 def as_arrays(batch: Any) -> PyTree:
     """A tree of arrays: JAX's own as they are, others (torch's, too) by numpy's protocol.
 

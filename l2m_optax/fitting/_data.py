@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from l2m_optax._support.checks import check_batched, complaint
-from l2m_optax._support.loaders import as_arrays, batches
+from l2m_optax._support.loaders import as_arrays, pairs
 from l2m_optax._support.trees import rows
 from l2m_optax._support.types import PyTree
 from l2m_optax.tuning._targets import are_labels
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     per_example: int
 
 
-def pairs(data: Any, name: str) -> Iterable[Any]:
+def as_loader(data: Any, name: str) -> Iterable[Any]:
     """Batches of (inputs, targets) out of arrays, or a loader as it is.
 
     Raises:
@@ -65,7 +65,8 @@ def sample(data: Any, name: str, most: int) -> Sample:
     """
     kept: Any
     rng, kept, ranks, examples = np.random.default_rng(0), None, np.empty(0), 0
-    for inputs, targets in _checked(pairs(data, name), name):
+    for inputs, targets in pairs(as_loader(data, name), name, "reading"):
+        check_batched((inputs, targets), name)
         examples += len(targets)
         ranks = np.concatenate([ranks, rng.random(len(targets))])
         best = np.sort(np.argsort(ranks, kind="stable")[:most])
@@ -75,17 +76,6 @@ def sample(data: Any, name: str, most: int) -> Sample:
     # A label stands for itself, numbers for the row of them that is predicted at once.
     per_example = targets.shape[1:] if are_labels(targets) else targets.shape[1:-1]
     return Sample(inputs, targets, examples, math.prod(per_example))
-
-
-def _checked(loader: Iterable[Any], name: str) -> Iterator[tuple[PyTree, Any]]:
-    for batch in batches(loader, name, "reading"):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
-            got = f"a {type(batch).__name__}"
-            raise TypeError(complaint(name, "pairs (inputs, targets)", got, remedy))
-        inputs, targets = as_arrays(tuple(batch))
-        check_batched((inputs, targets), name)
-        yield inputs, targets
 
 
 def _joined(kept: Any, batch: Any) -> Any:
@@ -103,7 +93,7 @@ def share_seen(validation: Sample, training: Any) -> float:
         return 0.0
     held_out = list(_as_bytes(validation.inputs))
     wanted, seen = set(held_out), set[bytes]()
-    for inputs, _ in pairs(training, "data"):
+    for inputs, _ in as_loader(training, "data"):
         seen.update(example for example in _as_bytes(inputs) if example in wanted)
     return sum(example in seen for example in held_out) / len(held_out)
 

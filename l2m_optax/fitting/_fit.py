@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
-from l2m_optax.fitting._data import Sample, pairs, sample, share_seen
+from l2m_optax.fitting._data import Sample, as_loader, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
 from l2m_optax.moments._prior import Prior, told_prior
@@ -121,7 +121,7 @@ def fit(
         python_warnings.simplefilter("always", UserWarning)
         told = _tells(opt_state, named)
         prior = _as_told if told else judge.prior
-        proposed = _propose(apply_fn, _scaled(start, scale), some, prior, pairs(data, "data"))
+        proposed = _propose(apply_fn, _scaled(start, scale), some, prior, as_loader(data, "data"))
         if held_out is None:
             found = _without_validation(apply_fn, proposed, some, judge, told)
         else:

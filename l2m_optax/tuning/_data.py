@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import check_batched, check_hashable, complaint, is_concrete
-from l2m_optax._support.loaders import as_arrays, batches
+from l2m_optax._support.loaders import as_arrays, pairs
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._integral import MOST_LOGITS, has_exact_integral
@@ -77,12 +77,7 @@ class Dataset:
         if self._arrays is not None:
             yield self._arrays
             return
-        for batch in batches(self._loader, "loader", description):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
-                got = f"a {type(batch).__name__}"
-                raise TypeError(complaint("loader", "pairs (inputs, targets)", got, remedy))
-            inputs, y = as_arrays(tuple(batch))
+        for inputs, y in pairs(self._loader, "loader", description):
             yield inputs, jnp.asarray(y)
 
 
