@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +121,13 @@ def fit(
         python_warnings.simplefilter("always", UserWarning)
         told = _tells(opt_state, named)
         prior = _as_told if told else judge.prior
-        proposed = _propose(apply_fn, _scaled(start, scale), some, prior, as_loader(data, "data"))
+        loader = as_loader(data, "data")
+        whole = _scaled(start, scale)
         if held_out is None:
-            found = _without_validation(apply_fn, proposed, some, judge, told)
+            found = _without_validation(apply_fn, prior(whole, loader), some, judge, told)
         else:
+            parts = _propose(apply_fn, whole, some)
+            proposed = {name: prior(part, loader) for name, part in parts.items()}
             found = _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
     warnings = (
         *of_the_scale(scale),
@@ -170,31 +173,23 @@ def _as_told(posterior: Posterior, loader: Any) -> Posterior:
     return posterior
 
 
-def _propose(
-    apply_fn: ApplyFn,
-    posterior: Posterior,
-    some: Sample,
-    prior: Callable[[Posterior, Any], Posterior],
-    loader: Any,
-) -> dict[str, Posterior]:
-    """The last layer, where there is one, and all layers, with their prior."""
+def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str, Posterior]:
+    """All layers, and the last one where there is one."""
     proposed = {_ALL: posterior}
     try:
         leaves = last_layer(apply_fn, posterior.mean, some.inputs)
     except ValueError:  # no leaf in which the outputs are linear
-        pass
-    else:
-        proposed[_LAST] = restrict(posterior, leaves)
-    return {name: prior(p, loader) for name, p in proposed.items()}
+        return proposed
+    return proposed | {_LAST: restrict(posterior, leaves)}
 
 
 def _without_validation(
-    apply_fn: ApplyFn, proposed: dict[str, Posterior], some: Sample, judge: Judge, told: bool
+    apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge, told: bool
 ) -> _Found:
-    shape = shape_of_outputs(apply_fn, proposed[_ALL].mean, some.inputs).shape
-    posterior = judge.cold(proposed[_ALL], shape[-1])
+    shape = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape
+    posterior = judge.cold(whole, shape[-1])
     if told:  # its noise allows for the overcount already
-        posterior = with_noise(posterior, proposed[_ALL].noise_variance)
+        posterior = with_noise(posterior, whole.noise_variance)
     nan = float("nan")
     candidates = (
         Candidate(_NETWORK, 0.0, nan, nan, nan, {}),
