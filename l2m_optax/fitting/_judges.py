@@ -21,7 +21,12 @@ from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._classify import classify
 from l2m_optax.predict._linearized import linearized
 from l2m_optax.predict._regress import regress
-from l2m_optax.tuning._calibrate import calibrate_noise, calibrate_temperature, with_noise
+from l2m_optax.tuning._calibrate import (
+    calibrate_noise,
+    calibrate_temperature,
+    log_probs_of,
+    with_noise,
+)
 from l2m_optax.tuning._cold import OF_NUMBERS, cold_temperature
 from l2m_optax.tuning._evidence import effective_parameters
 from l2m_optax.tuning._fit import Fit
@@ -77,17 +82,25 @@ def judge_of(likelihood: str | Likelihood, apply_fn: ApplyFn) -> Judge:
     return _of_function(apply_fn, likelihood)  # type: ignore[arg-type]  # a function
 
 
-def at_mode(posterior: Posterior) -> Posterior:
-    """The same at temperature 0."""
+def _prior(posterior: Posterior, loader: Any) -> Posterior:
+    del loader  # the evidence needs no data
+    return fit_prior_precision(posterior).posterior
+
+
+def _at_mode(posterior: Posterior, pair: Pair) -> Posterior:
+    del pair  # there is no noise to find
     return posterior._replace(temperature=jnp.zeros(()))
+
+
+def _cold(posterior: Posterior, num_outputs: int) -> Posterior:
+    return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
 
 
 def _of_classes(apply_fn: ApplyFn) -> Judge:
     def verdict(posterior: Posterior, pair: Pair) -> Verdict:
         inputs, labels = pair
         probs, labels = classify(apply_fn, posterior, inputs).probs, jnp.asarray(labels)
-        of_label = jnp.take_along_axis(probs, labels[..., None], axis=-1)[..., 0]
-        log_probs = jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
+        log_probs = log_probs_of(probs, labels)
         flat, labels = probs.reshape(-1, probs.shape[-1]), labels.ravel()
         figures = {
             "accuracy": float(accuracy(flat, labels)),
@@ -95,14 +108,11 @@ def _of_classes(apply_fn: ApplyFn) -> Judge:
         }
         return Verdict(_by_example(log_probs), figures)
 
-    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
-        return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
-
     return Judge(
-        lambda posterior, _: fit_prior_precision(posterior).posterior,
+        _prior,
         lambda posterior, pair: calibrate_temperature(apply_fn, posterior, *pair),
-        lambda posterior, _: at_mode(posterior),
-        cold,
+        _at_mode,
+        _cold,
         verdict,
     )
 
@@ -112,7 +122,8 @@ def _of_numbers(apply_fn: ApplyFn) -> Judge:
         inputs, targets = pair
         residuals = jnp.asarray(targets) - apply_fn(posterior.mean, inputs)
         noise = jnp.mean(jnp.square(residuals))
-        return at_mode(with_noise(posterior, jnp.maximum(noise, np.finfo(noise.dtype).tiny)))
+        noise = jnp.maximum(noise, np.finfo(noise.dtype).tiny)
+        return _at_mode(with_noise(posterior, noise), pair)
 
     def cold(posterior: Posterior, num_outputs: int) -> Posterior:
         number = jnp.asarray(posterior.num_data) * num_outputs  # each of them has its residual
@@ -148,14 +159,11 @@ def _of_function(apply_fn: ApplyFn, likelihood: Likelihood) -> Judge:
         )
         return Verdict(_by_example(mean_over_draws(likelihood(draws, jnp.asarray(targets)))), {})
 
-    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
-        return posterior._replace(temperature=cold_temperature(posterior, num_outputs))
-
     return Judge(
-        lambda posterior, _: fit_prior_precision(posterior).posterior,
+        _prior,
         lambda posterior, pair: tune(apply_fn, posterior, *pair, likelihood=likelihood),
-        lambda posterior, _: at_mode(posterior),
-        cold,
+        _at_mode,
+        _cold,
         verdict,
     )
 

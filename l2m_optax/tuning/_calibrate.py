@@ -86,11 +86,15 @@ def calibrate_temperature(
 def _losses(apply_fn: ApplyFn, unit: Posterior, inputs: PyTree, labels: Array) -> Array:
     """The sum over a batch at each candidate."""
     probs = at_temperatures(apply_fn, unit, inputs, jnp.asarray(_TEMPERATURES)).probs
+    return -jnp.sum(log_probs_of(probs, labels).reshape(len(_TEMPERATURES), -1), axis=1)
+
+
+def log_probs_of(probs: Array, labels: Array) -> Array:
+    """The logarithms of the labels' probabilities; `probs` may have more axes in front."""
     index = jnp.broadcast_to(labels, probs.shape[:-1])[..., None]
-    of_label = jnp.take_along_axis(probs, index, axis=-1)
+    of_label = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
     # The least normal number stands for what underflowed: one input must not decide.
-    logs = jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
-    return -jnp.sum(logs.reshape(len(_TEMPERATURES), -1), axis=1)
+    return jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
 
 
 def _check_labels(data: Dataset) -> None:
