@@ -101,7 +101,8 @@ def fit(
       'all layers'
 
     Reference:
-      ``docs/choosing.md``.
+      Perone, Silveira & Paula, L2M (arXiv 2107.04695); MacKay, A practical Bayesian framework for
+      backpropagation networks (1992).
     """
     named = likelihood_named(likelihood)
     judge = judge_of(named, apply_fn)

@@ -52,8 +52,7 @@ def classify(
         hashable, and compiled once for each function object.
       posterior: a `Posterior`.
       inputs: a tree of arrays with a leading axis of N examples.
-      chunk_size: examples side by side, or draws where draws are taken; by default as many as a
-        few dozen MiB hold.
+      chunk_size: examples side by side; by default as many as a few dozen MiB hold.
 
     Returns:
       A `Classification` of shape (N, ...), in float32 at least.

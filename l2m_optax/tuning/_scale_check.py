@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_batched, complaint
+from l2m_optax._support.checks import check_batched, check_positive, complaint
 from l2m_optax._support.trees import free, statistics_dtype, total
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.jacobians._examples import second_moment_of_examples
@@ -115,7 +115,27 @@ def check_scale(
 
 
 def rescale(posterior: Posterior, ratio: ArrayLike) -> Posterior:
-    """The posterior with F divided by a number, such as the `ratio` of a `ScaleCheck`."""
+    """The posterior with F divided by a number, such as the `ratio` of a `ScaleCheck`.
+
+    Args:
+      posterior: a `Posterior`.
+      ratio: a positive number.
+
+    Returns:
+      The `Posterior`, which shares all arrays of parameters.
+
+    Raises:
+      ValueError: if `ratio` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import l2m_optax as l2m
+      >>> moment = l2m.SecondMoment(nu=jnp.ones(2))
+      >>> posterior = l2m.laplace(jnp.zeros(2), moment, num_data=4, batch_size=1)
+      >>> print(l2m.posterior.data_precision(l2m.tuning.rescale(posterior, 2.0)))
+      [2. 2.]
+    """
+    check_positive("ratio", ratio, "pass how many times too large F is")
     return posterior._replace(data_scale=posterior.data_scale / ratio)
 
 

@@ -129,5 +129,7 @@ def test_refusals(posterior):
         l2m.tuning.check_scale(network, posterior, X, LABELS + 1)
     with pytest.raises(ValueError, match="'categorical' or 'gaussian'"):
         l2m.tuning.check_scale(network, posterior, X, LABELS, likelihood="poisson")
+    with pytest.raises(ValueError, match="ratio: expected a positive"):
+        l2m.tuning.rescale(posterior, 0.0)
     with pytest.raises(ValueError, match="num_data"):
         l2m.tuning.check_scale(network, posterior._replace(num_data=None), X, LABELS)
