@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from l2m_optax._support.checks import complaint
@@ -39,11 +40,23 @@ def failure(where: Path, error: Exception) -> Exception:
     return OSError(complaint(str(where), "a posterior written whole", got, remedy))
 
 
-def clear(where: Path) -> None:
-    """Remove the directories that orbax began for this path and did not finish."""
-    for folder in where.parent.iterdir():
-        if folder.name.startswith(where.name + SUFFIX):
-            shutil.rmtree(folder, ignore_errors=True)
+def clear(where: Path, *, patience: float = 10.0) -> None:
+    """Remove the directories that orbax began for this path and did not finish.
+
+    Orbax reports the first item that fails; its threads may still write the others, and bring back
+    what was just removed. So look again until nothing came back, `patience` seconds at most.
+    """
+    end = time.monotonic() + patience
+    while _remove_begun(where) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _remove_begun(where: Path) -> bool:
+    """Remove what is there now; was there anything?"""
+    begun = [path for path in where.parent.iterdir() if path.name.startswith(where.name + SUFFIX)]
+    for folder in begun:
+        shutil.rmtree(folder, ignore_errors=True)
+    return bool(begun)
 
 
 def _taken(where: Path) -> ValueError:

@@ -1,10 +1,13 @@
 """A save that fails says why, leaves nothing and lets the process end; bad files are refused."""
 
+import contextlib
 import errno
 import gc
 import json
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +17,7 @@ from helpers import moment_of, run_script
 
 import l2m_optax as l2m
 from l2m_optax import checkpoint
+from l2m_optax.checkpoint._place import SUFFIX, clear
 
 FORMATS = {
     "orbax": (checkpoint.save, checkpoint.restore),
@@ -54,6 +58,24 @@ def test_a_process_ends_after_saves_that_failed(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["refused"] * 5
     assert [child.name for child in tmp_path.iterdir() if child.name != "small"] == ["file"]
+
+
+def test_what_a_thread_still_writes_is_removed_as_well(tmp_path):
+    begun = tmp_path / ("posterior" + SUFFIX)
+
+    def write_on():
+        for i in range(60):
+            begun.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (begun / str(i)).touch()
+            time.sleep(0.005)
+
+    begun.mkdir()
+    straggler = threading.Thread(target=write_on)
+    straggler.start()
+    clear(tmp_path / "posterior")
+    straggler.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", FORMATS)
