@@ -6,10 +6,10 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-BENCH_PEERS := bench-tasks bench-quality bench-regression bench-curvature bench-cost
+BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
 	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
-	bench-structure bench-temperature bench-variance test-oldest dist test-dist clean
+	bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -124,10 +124,6 @@ bench-evidence: .venv/.dev ## compare the evidence's weight decay with a grid of
 
 bench-softmax: .venv/.dev ## compare ways to average a softmax over Gaussian logits
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/softmax.py
-
-bench-structure: .venv/.dev ## compare diagonal, Kronecker and full moments of one training run
-	@$(PY) benchmarks/structure.py
-	@KIND=cnn $(PY) benchmarks/structure.py
 
 bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
 	@$(PY) benchmarks/temperature.py

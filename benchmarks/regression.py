@@ -6,6 +6,7 @@ between a method's predictive distribution and HMC's, averaged over the held-out
 posteriors, all around the same weights, find noise and prior by their own evidence; the noise of
 the others is that of the training residuals of their mean prediction. IVON's rate and first Hessian
 are the best, on the first split, for a tenth of the training data that was left out.
+The rows with a structure are those of `make bench-structure`.
 Run: `make bench-regression`; `FAST=1` for one split and short chains.
 """
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import regression_peers as peers
 import report
+import structure_regression as structure
 from numpyro.diagnostics import split_gelman_rubin
 from scipy.stats import norm
 from tables import (
@@ -33,6 +35,7 @@ from tables import (
     initial,
     load,
     make_train,
+    make_train_tracked,
     split,
 )
 
@@ -125,9 +128,13 @@ def methods(
     data: Split, seed, name, tools, ivon_settings
 ) -> Iterator[tuple[str, Callable[[], Prediction]]]:
     """HMC first."""
-    tx, train, swag = tools
+    (tx, train, swag), train_tracked = tools
     members = [train(jax.random.key(100 * seed + i), data.x, data.y) for i in range(MEMBERS)]
     params, state = members[0]
+    again, _, tracked = train_tracked(jax.random.key(100 * seed), data.x, data.y)
+    correlated = {
+        name: Prediction(*found) for name, found in structure.predictions(again, tracked, data)
+    }
     mean = np.asarray(apply_fn(params, data.x_test), np.float64)
     by_diagonal, by_full, prior, noise = ggn_predictions(params, data)
 
@@ -175,6 +182,7 @@ def methods(
         lambda: by_laplace_torch(structure="kron", backend="CurvlinopsGGN"),
     )
     yield "L2M", lambda: l2m_prediction(tx, params, state, data)
+    yield from ((name, lambda found=found: found) for name, found in correlated.items())
     yield "diagonal GGN", lambda: Prediction(mean, by_diagonal)
     yield "full GGN", lambda: Prediction(mean, by_full)
     yield f"ensemble of {MEMBERS}", lambda: of_weights(stacked)
@@ -193,8 +201,10 @@ def main() -> None:
         "diabetes": "diabetes, score",
     }.items():
         table = load(name)
-        tools = make_train(len(table["x"]) - len(table["x"]) // 10, EPOCHS[name])
-        ivon_settings = best_ivon(split(table, 0), name, tools[1])
+        number = len(table["x"]) - len(table["x"]) // 10
+        plain = make_train(number, EPOCHS[name])
+        tools = plain, make_train_tracked(number, EPOCHS[name], structure.CORRELATED, 1)
+        ivon_settings = best_ivon(split(table, 0), name, plain[1])
         rows = results.setdefault(title, {})
         for seed in range(SPLITS):
             data, reference = split(table, seed), None

@@ -15,7 +15,7 @@ from tables import BATCH_SIZE, DRAWS, EPOCHS, Split
 def to_torch(params) -> torch.nn.Sequential:
     """The network with these weights."""
     layers = []
-    for name in ("hidden", "out"):
+    for name in ("hidden0", "out"):
         kernel, bias = (torch.tensor(np.array(params[name][k])) for k in ("kernel", "bias"))
         layers.append(torch.nn.Linear(*kernel.shape))
         layers[-1].weight.data, layers[-1].bias.data = kernel.T.contiguous(), bias
@@ -70,6 +70,6 @@ def ivon(name, params, data: Split, noise: float, seed: int, *, lr: float, hess_
     hidden, hidden_bias, out, out_bias = cached(key, train, __file__)
     transpose = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     return {
-        "hidden": {"kernel": transpose(hidden), "bias": hidden_bias},
+        "hidden0": {"kernel": transpose(hidden), "bias": hidden_bias},
         "out": {"kernel": transpose(out), "bias": out_bias},
     }

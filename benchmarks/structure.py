@@ -1,93 +1,122 @@
 """What correlations are worth: diagonal, Kronecker and full moments of one training run.
 
 5,000 images of Fashion-MNIST, MNIST's digits as out of distribution. The trackers see the gradients
-of the same run; the true Fisher's are drawn at each tenth step. Priors are those of the evidence,
-the temperature is 1, covariances of the outputs are exact, and draws are taken of the outputs.
-Run: `make bench-structure`; ``SEEDS=1`` takes one seed.
+of the same run; those with "every 10th" have a decay of 0.99, so that all look back as far. Priors
+are those of the evidence, the temperature is 1; "cold" is the one that `fit` takes without
+validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a pass over the data, on
+the same weights, and is scored by its entropy.
+Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed.
 """
 
 import functools
-import os
 
 import images
 import jax
-import jax.numpy as jnp
+import numpy as np
 import report
+import structure_regression
+import training
 
 import l2m_optax as l2m
 
-KIND = os.environ.get("KIND", "mlp")
-SEEDS = int(os.environ.get("SEEDS", "3"))
-DRAWS = 200
+SEEDS = range(1 if report.FAST else 3)
+COLUMNS = (
+    "NLL",
+    "NLL, shifted",
+    "AUROC, entropy",
+    "AUROC, information",
+    "AUROC, novelty",
+    "NLL, cold",
+    "NLL, shifted, cold",
+    "γ",
+)
 KRONECKER = {"structure": "kronecker"}
 TRACKERS = {
     "diagonal": l2m.track_second_moment(0.999),
     "Kronecker": l2m.track_second_moment(0.999, **KRONECKER),
-    "Kronecker, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
+    "Kronecker, every 10th": l2m.track_second_moment(0.99, every=10, **KRONECKER),
     "full head": l2m.track_second_moment(
         0.999, structure=lambda path, _: "full" if "head" in path else "diagonal"
     ),
-    "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
+    "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.99, every=10, **KRONECKER),
 }
 PARTS = {"last layer": "head", "all layers": None}
 
 
-@jax.jit
-def train(seed, x, y):
+@functools.partial(jax.jit, static_argnames="kind")
+def train(kind, seed, x, y):
     """The parameters, and the state of each tracker."""
-    key, tx = jax.random.key(seed), images.optimizer("adam")
-    steps = len(x) // images.BATCH
+    key = jax.random.key(seed)
 
-    def step(carry, args):
-        (params, state, tracked), (rows, key) = carry, args
-        grads = jax.grad(images.loss)(params, x[rows], y[rows])
-        fisher = functools.partial(
-            l2m.jacobians.fisher_gradients, key, images.network, params, x[rows]
-        )
-        tracked = {
-            name: tracker.update(
-                grads, tracked[name], moment_updates=fisher if "true" in name else None
-            )[1]
-            for name, tracker in TRACKERS.items()
-        }
-        updates, state = tx.update(grads, state, params)
-        return (jax.tree.map(jnp.add, params, updates), state, tracked), None
+    def drawn(key, params, x):
+        return l2m.jacobians.fisher_gradients(key, images.network, params, x)
 
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(x))[: steps * images.BATCH]
-        keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        return jax.lax.scan(step, carry, (order.reshape(steps, -1), keys))
-
-    params = images.initial(KIND, key)
-    start = params, tx.init(params), {name: t.init(params) for name, t in TRACKERS.items()}
-    (params, _, tracked), _ = jax.lax.scan(epoch, start, jax.random.split(key, images.EPOCHS))
+    keys = jax.random.split(key, images.EPOCHS)
+    params, _, tracked = training.run_tracked(
+        images.loss,
+        images.optimizer("adam"),
+        TRACKERS,
+        drawn,
+        images.initial(kind, key),
+        keys,
+        x,
+        y,
+        images.BATCH,
+    )
     return params, tracked
 
 
-@jax.jit
-def draws_of(logits, covariance):
-    """Logits of draws, shape (S, n, K)."""
-    classes = logits.shape[-1]
-    size = jnp.trace(covariance, axis1=-2, axis2=-1)[:, None, None] / classes
-    root = jnp.linalg.cholesky(covariance + (1e-5 * size + 1e-9) * jnp.eye(classes))
-    normals = jax.random.normal(jax.random.key(0), (DRAWS, classes))
-    return logits + jnp.einsum("nij,sj->sni", root, normals)
+def scores(data, probs, novelty):
+    """Of probabilities of `data.inputs`, by any method; novelty is a dict of scores by name."""
+    inside, both = len(data.x_test), len(data.x_test) + len(data.digits)
+    labels = np.tile(data.y_shifted, len(data.shifted))
+    new, nll = np.arange(both) >= inside, l2m.metrics.negative_log_likelihood
+    return {
+        "NLL": float(nll(probs[:inside], data.y_test)),
+        "NLL, shifted": float(nll(probs[both:], labels)),
+    } | {f"AUROC, {name}": float(l2m.metrics.auroc(s[:both], new)) for name, s in novelty.items()}
+
+
+def entropy(probs):
+    return -np.sum(probs * np.log(np.maximum(probs, 1e-30)), axis=1)
 
 
 def figures(data, posterior):
-    """NLL and the areas under the curves of two scores of novelty."""
-    inputs = jnp.concatenate([data.x_test, data.digits])
-    logits = images.network(posterior.mean, inputs)
-    covariance = l2m.output_covariance(images.network, posterior, inputs)
-    found = l2m.classification(draws_of(logits, covariance))
-    new = jnp.arange(len(inputs)) >= len(data.x_test)
-    probs = found.probs[: len(data.x_test)]
-    return {
-        "NLL": float(l2m.metrics.negative_log_likelihood(probs, data.y_test)),
-        "AUROC, entropy": float(l2m.metrics.auroc(found.total, new)),
-        "AUROC, information": float(l2m.metrics.auroc(found.epistemic, new)),
-        "γ": float(l2m.tuning.effective_parameters(posterior)),
+    """At T = 1; then what `fit` takes without validation data, T = 0.01 γ / (N K)."""
+    gamma = l2m.tuning.effective_parameters(posterior)
+    cold = posterior._replace(temperature=l2m.tuning.cold_temperature(posterior, 10))
+    found, as_fit = (l2m.classify(images.network, p, data.inputs) for p in (posterior, cold))
+    novelty = {
+        "entropy": found.total,
+        "information": found.epistemic,
+        "novelty": l2m.decisions.novelty(images.network, posterior, data.inputs),
     }
+    of_fit = scores(data, as_fit.probs, {})
+    return (
+        scores(data, found.probs, novelty)
+        | {f"{name}, cold": figure for name, figure in of_fit.items()}
+        | {"γ": float(gamma)}
+    )
+
+
+def of_peers(params, data):
+    """laplace-torch on the same weights, with a pass over the data and its own evidence."""
+    try:
+        import peers
+    except ModuleNotFoundError:  # not installed: `make bench-structure` has it
+        return
+    for part, subset in (("last layer", "last_layer"), ("all layers", "all")):
+        probs, _, _ = peers.laplace_torch(
+            params, data, structure="kron", backend="CurvlinopsGGN", subset=subset
+        )
+        found = scores(data, probs, {"entropy": entropy(probs)})
+        yield f"laplace-torch, Kronecker, {part}", {name: np.nan for name in COLUMNS} | found
+
+
+def of_network(params, data):
+    probs = np.asarray(jax.nn.softmax(images.network(params, data.inputs)))
+    found = scores(data, probs, {"entropy": entropy(probs)})
+    return {name: np.nan for name in COLUMNS} | found
 
 
 def posteriors(params, tracked, num_data):
@@ -104,15 +133,29 @@ def posteriors(params, tracked, num_data):
             yield f"{name}, {part}", l2m.fit_prior_precision(some).posterior
 
 
+def study(kind, data):
+    table = {}
+    for seed in SEEDS:
+        params, tracked = train(kind, seed, data.x, data.y)
+        rows = [
+            ("the network", of_network(params, data)),
+            *((n, figures(data, p)) for n, p in posteriors(params, tracked, len(data.x))),
+            *of_peers(params, data),
+        ]
+        for name, row in rows:
+            table.setdefault(name, []).append(row)
+            print(kind, seed, name, row, flush=True)
+    return table
+
+
 def main():
-    data, table = images.load(), {}
-    for seed in range(SEEDS):
-        params, tracked = train(seed, data.x, data.y)
-        for name, posterior in posteriors(params, tracked, len(data.x)):
-            table.setdefault(name, []).append(figures(data, posterior))
-            print(name, table[name][-1], flush=True)
-    title = f"Fashion-MNIST, 5,000 images, {KIND}, T = 1"
-    report.write(f"structure-{KIND}", {title: table}, f"seeds 0 to {SEEDS - 1}")
+    data = images.load()
+    tables = {
+        f"Fashion-MNIST, {title}": study(kind, data)
+        for kind, title in (("mlp", "perceptron"), ("cnn", "convolutional network"))
+    }
+    report.write("structure", tables, f"5,000 images, {len(SEEDS)} seeds")
+    structure_regression.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Three tables, a network with one hidden layer, its training, and what is exact about it.
+"""Three tables, a network with tanh layers, its training, and what is exact about it.
 
 Concrete, red wine and diabetes; the generalised Gauss-Newton matrix (GGN), diagonal and full, with
 its own evidence; Hamiltonian Monte Carlo (NUTS) with the prior and the noise of the full one.
@@ -18,6 +18,8 @@ from measure import cached
 from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_diabetes
 
+import l2m_optax as l2m
+
 DATA = Path(__file__).parent.parent / "notebooks" / "data"
 SPLITS, HMC_DRAWS = (1, 100) if report.FAST else (10, 500)
 BATCH_SIZE, WIDTH, DRAWS = 32, 50, 64
@@ -34,11 +36,13 @@ def load(name) -> dict[str, np.ndarray]:
 
 
 def apply_fn(params, x, key=None):
-    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-    if key is not None:
-        kept = jax.random.bernoulli(key, 1 - DROPOUT, hidden.shape)
-        hidden = jnp.where(kept, hidden / (1 - DROPOUT), 0)
-    return hidden @ params["out"]["kernel"] + params["out"]["bias"]
+    """Means; with a key, hidden units are dropped."""
+    for i, name in enumerate(sorted(params.keys() - {"out"})):
+        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
+        if key is not None:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - DROPOUT, x.shape)
+            x = jnp.where(kept, x / (1 - DROPOUT), 0)
+    return x @ params["out"]["kernel"] + params["out"]["bias"]
 
 
 class Split(NamedTuple):
@@ -60,21 +64,47 @@ def split(table, seed) -> Split:
     return Split(inputs[train], targets[train], inputs[test], targets[test], float(y.std()))
 
 
-def initial(key, width):
-    one, two = jax.random.split(key)
+def initial(key, width, depth=1):
+    names = [*(f"hidden{i}" for i in range(depth)), "out"]
+    widths = [width, *[WIDTH] * depth, 1]
     return {
-        "hidden": {"kernel": jax.random.normal(one, (width, WIDTH)) / width**0.5}
-        | {"bias": jnp.zeros(WIDTH)},
-        "out": {"kernel": jax.random.normal(two, (WIDTH, 1)) / WIDTH**0.5, "bias": jnp.zeros(1)},
+        name: {
+            "kernel": jax.random.normal(key, (fan_in, fan_out)) / fan_in**0.5,
+            "bias": jnp.zeros(fan_out),
+        }
+        for name, key, fan_in, fan_out in zip(
+            names, jax.random.split(key, depth + 1), widths, widths[1:], strict=False
+        )
     }
 
 
-def make_train(num_data, epochs):
-    steps = epochs * (num_data // BATCH_SIZE)
-    tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+def loss(params, x, y, key=None):
+    return jnp.mean(jnp.square(y - apply_fn(params, x, key)))
 
-    def loss(params, x, y, key=None):
-        return jnp.mean(jnp.square(y - apply_fn(params, x, key)))
+
+def optimizer(num_data, epochs):
+    steps = epochs * (num_data // BATCH_SIZE)
+    return optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+
+
+def make_train_tracked(num_data, epochs, trackers, depth):
+    """Of a seed and training data: the parameters, Adam's state, and those of trackers by name."""
+
+    def drawn(key, params, x):
+        return l2m.jacobians.fisher_gradients(key, apply_fn, params, x, "gaussian")
+
+    @jax.jit
+    def train(key, x, y):
+        params = initial(key, x.shape[1], depth)
+        keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
+        tx = optimizer(num_data, epochs)
+        return training.run_tracked(loss, tx, trackers, drawn, params, keys, x, y, BATCH_SIZE)
+
+    return train
+
+
+def make_train(num_data, epochs):
+    tx = optimizer(num_data, epochs)
 
     @functools.partial(jax.jit, static_argnames="dropout")
     def train(key, x, y, dropout=False):
@@ -122,10 +152,12 @@ def ggn_predictions(params, data: Split):
     diagonal = np.sum(train**2, axis=0)
     prior, noise = evidence(diagonal, norm, residuals)
     by_diagonal = noise + test**2 @ (1 / (diagonal / noise + prior))
-    values, vectors = np.linalg.eigh(train.T @ train)
+    # JᵀJ has the values of JJᵀ and zeros; outside of the span of J only the prior is left.
+    values, left = np.linalg.eigh(train @ train.T)
     values = np.maximum(values, 0)
     prior, noise = evidence(values, norm, residuals)
-    by_full = noise + (test @ vectors) ** 2 @ (1 / (values / noise + prior))
+    reached = np.square(test @ train.T @ left) / (values + prior * noise)
+    by_full = noise + (np.sum(test**2, axis=1) - reached.sum(1)) / prior
     return by_diagonal, by_full, prior, noise
 
 

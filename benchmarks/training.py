@@ -1,6 +1,7 @@
-"""Epochs of shuffled batches: the one loop that every benchmark trains by."""
+"""Epochs of shuffled batches: the loop that every benchmark trains by, and one with trackers."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,3 +48,51 @@ def run(
         return carry, carry[0]
 
     return jax.lax.scan(epoch, (params, tx.init(params)), keys)
+
+
+def run_tracked(
+    loss: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    trackers: Mapping[str, optax.GradientTransformationExtraArgs],
+    drawn: Callable[..., Any],
+    params: Any,
+    keys: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    batch_size: int,
+) -> tuple[Any, optax.OptState, dict[str, Any]]:
+    """As `run`, seen by trackers: the parameters, the state, and the state of each tracker.
+
+    Args:
+      loss: as in `run`.
+      tx: as in `run`.
+      trackers: by name. Those with "true" in it see gradients on targets of the model.
+      drawn: ``drawn(key, params, x)``: such gradients, for the batch ``x``.
+      params: as in `run`.
+      keys: as in `run`.
+      x: as in `run`.
+      y: as in `run`.
+      batch_size: as in `run`.
+    """
+    steps = len(x) // batch_size
+
+    def step(carry, args):
+        (params, state, tracked), (rows, key) = carry, args
+        grads = jax.grad(loss)(params, x[rows], y[rows])
+        of_model = functools.partial(drawn, key, params, x[rows])
+        tracked = {
+            name: tracker.update(
+                grads, tracked[name], moment_updates=of_model if "true" in name else None
+            )[1]
+            for name, tracker in trackers.items()
+        }
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state, tracked), None
+
+    def epoch(carry, key):
+        order = jax.random.permutation(key, len(x))[: steps * batch_size]
+        step_keys = jax.random.split(jax.random.fold_in(key, 1), steps)
+        return jax.lax.scan(step, carry, (order.reshape(steps, batch_size), step_keys))
+
+    start = params, tx.init(params), {name: t.init(params) for name, t in trackers.items()}
+    return jax.lax.scan(epoch, start, keys)[0]
