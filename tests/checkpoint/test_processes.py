@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from worker import main
 
 import l2m_optax as l2m
 
@@ -24,7 +25,9 @@ def free_port() -> int:
 
 def run(folder, number):
     """Run the worker in `number` processes; none of them outlives this function."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    # One device each.
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     port, workers, logs = free_port(), [], []
     try:
         for index in range(number):
@@ -55,7 +58,8 @@ def run(folder, number):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    return folder, run(folder, 1)
+    main(folder, 1, 0, 0)
+    return folder, dict(np.load(folder / "1.npz"))
 
 
 @pytest.mark.parametrize("number", [2, 4])
