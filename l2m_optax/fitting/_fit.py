@@ -12,7 +12,7 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.fitting._data import Sample, as_loader, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
-from l2m_optax.moments._prior import Prior, told_prior
+from l2m_optax.moments._prior import Prior, declared_prior
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._selection import restrict
@@ -120,12 +120,12 @@ def fit(
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
-        told = _tells(opt_state, named)
-        prior = _as_told if told else judge.prior
+        declared = _declares_all(opt_state, named)
+        prior = _as_declared if declared else judge.prior
         loader = as_loader(data, "data")
         whole = _scaled(start, scale)
         if held_out is None:
-            found = _without_validation(apply_fn, prior(whole, loader), some, judge, told)
+            found = _without_validation(apply_fn, prior(whole, loader), some, judge, declared)
         else:
             parts = _propose(apply_fn, whole, some)
             proposed = {name: prior(part, loader) for name, part in parts.items()}
@@ -162,14 +162,14 @@ def _scaled(posterior: Posterior, scale: ScaleCheck) -> Posterior:
     return rescale(posterior, ratio) if 0 < ratio < np.inf else posterior
 
 
-def _tells(opt_state: PyTree, likelihood: str | Likelihood) -> bool:
+def _declares_all(opt_state: PyTree, likelihood: str | Likelihood) -> bool:
     """Whether the state holds all that the evidence would have to find."""
-    told = told_prior(opt_state) or Prior()
-    known = told.noise_variance is not None or likelihood != "gaussian"
-    return told.precision is not None and known
+    declared = declared_prior(opt_state) or Prior()
+    known = declared.noise_variance is not None or likelihood != "gaussian"
+    return declared.precision is not None and known
 
 
-def _as_told(posterior: Posterior, loader: Any) -> Posterior:
+def _as_declared(posterior: Posterior, loader: Any) -> Posterior:
     del loader
     return posterior
 
@@ -185,11 +185,11 @@ def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str,
 
 
 def _without_validation(
-    apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge, told: bool
+    apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge, declared: bool
 ) -> _Found:
     shape = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape
     posterior = judge.cold(whole, shape[-1])
-    if told:  # its noise allows for the overcount already
+    if declared:  # its noise allows for the overcount already
         posterior = with_noise(posterior, whole.noise_variance)
     nan = float("nan")
     candidates = (

@@ -74,7 +74,7 @@ class Found(NamedTuple):
       moment: what it holds.
       decay: decay of the squares, where it is injected around it.
       mean_decay: decay of the gradients' mean, likewise.
-      told: whether the state says itself what its moment is; otherwise its type tells.
+      declared: whether the state says itself what its moment is; otherwise its type tells.
       certain: whether type and surroundings say that it is a mean of squares.
       accumulated: whether it lies inside `optax.MultiSteps`.
     """
@@ -83,7 +83,7 @@ class Found(NamedTuple):
     moment: SecondMoment
     decay: ArrayLike | None = None
     mean_decay: ArrayLike | None = None
-    told: bool = False
+    declared: bool = False
     certain: bool = True
     accumulated: bool = False
 
@@ -95,12 +95,12 @@ def find(opt_state: PyTree) -> Found:
       TypeError: if there is none, or more than one.
     """
     hits = list(walk(opt_state, "opt_state"))
-    hits = [hit for hit in hits if hit.told] or hits
+    hits = [hit for hit in hits if hit.declared] or hits
     if len(hits) == 1:
         return hits[0]
     if hits:
         remedy = "pass the part of the state that you want read"
-        remedy = remedy if hits[0].told else f"pass tx=, or {remedy}"
+        remedy = remedy if hits[0].declared else f"pass tx=, or {remedy}"
         raise TypeError(several([hit.path for hit in hits], remedy))
     names = sorted({type(node).__name__ for node in _named_nodes(opt_state)})
     read = ", ".join(dict.fromkeys(layout.optimizers for layout in LAYOUTS.values()))
@@ -120,15 +120,15 @@ def several(paths: list[str], remedy: str) -> str:
     return complaint("opt_state", "one second moment", f"{len(paths)}: {shown}", remedy)
 
 
-def with_told(moment: SecondMoment, state: PyTree) -> SecondMoment:
+def with_declared(moment: SecondMoment, state: PyTree) -> SecondMoment:
     """`moment` with what the state itself says of it, and running it cannot show.
 
     That is its decay, where running it showed none, and the bases of leaves, with `nu` in them.
     """
-    told = [hit.moment for hit in walk(state, "") if hit.told]
-    if moment.decay is None and len(told) == 1:
-        moment = moment._replace(decay=told[0].decay)
-    found = {path: pair for one in told for path, pair in _in_bases(one).items()}
+    declared = [hit.moment for hit in walk(state, "") if hit.declared]
+    if moment.decay is None and len(declared) == 1:
+        moment = moment._replace(decay=declared[0].decay)
+    found = {path: pair for one in declared for path, pair in _in_bases(one).items()}
     if not found:
         return moment
 
@@ -158,9 +158,9 @@ def _walk(
 ) -> Iterator[Found]:
     for keys, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_known):
         here = path_name(keys, path)
-        if says_itself(node):
+        if declares_moment(node):
             moment = node if isinstance(node, SecondMoment) else node.read_second_moment()
-            yield Found(here, moment, told=True, accumulated=accumulated)
+            yield Found(here, moment, declared=True, accumulated=accumulated)
         elif _accumulates(node):
             inside = f"{here}.inner_opt_state"
             yield from _walk(node.inner_opt_state, inside, hyperparams, accumulated=True)
@@ -196,7 +196,7 @@ def _constants(node: Any) -> dict[str, ArrayLike]:
     return {name: value for name, value in node.hyperparams.items() if name not in scheduled}
 
 
-def says_itself(node: Any) -> bool:
+def declares_moment(node: Any) -> bool:
     """Whether a state says itself what its second moment is."""
     return isinstance(node, SecondMoment | HoldsSecondMoment)
 
@@ -214,7 +214,7 @@ def _accumulates(node: Any) -> bool:
 
 
 def _is_known(node: Any) -> bool:
-    return says_itself(node) or _is_listed(node) or _is_injected(node) or _accumulates(node)
+    return declares_moment(node) or _is_listed(node) or _is_injected(node) or _accumulates(node)
 
 
 def _named_nodes(state: PyTree) -> Iterator[Any]:

@@ -33,26 +33,26 @@ class HoldsPrior(Protocol):
         ...
 
 
-def told_prior(opt_state: PyTree) -> Prior | None:
+def declared_prior(opt_state: PyTree) -> Prior | None:
     """The prior that a state inside `opt_state` says it holds.
 
     Raises:
       TypeError: if more than one state says so.
     """
-    nodes = filter(_says_prior, jax.tree.leaves(opt_state, is_leaf=_says_prior))
-    told = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
-    if len(told) > 1:
+    nodes = filter(_declares_prior, jax.tree.leaves(opt_state, is_leaf=_declares_prior))
+    declared = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
+    if len(declared) > 1:
         remedy = "pass second_moment(opt_state, params), and prior_precision="
-        raise TypeError(complaint("opt_state", "one prior", str(len(told)), remedy))
-    return told[0] if told else None
+        raise TypeError(complaint("opt_state", "one prior", str(len(declared)), remedy))
+    return declared[0] if declared else None
 
 
-def _says_prior(node: Any) -> bool:
+def _declares_prior(node: Any) -> bool:
     return isinstance(node, Prior | HoldsPrior)
 
 
 def for_each(tree: PyTree, params: PyTree) -> PyTree:
-    """The values of a told prior in the structure of `params`, matched by path.
+    """The values of a declared prior in the structure of `params`, matched by path.
 
     Raises:
       ValueError: if there is none for one of the parameters.

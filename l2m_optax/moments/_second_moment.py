@@ -15,8 +15,9 @@ import optax
 
 from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._declared import identify_declared, with_types
 from l2m_optax.moments._identification.trace import gradient_tree
-from l2m_optax.moments._layouts import Found, find, with_told
+from l2m_optax.moments._layouts import Found, find, with_declared
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
     SecondMoment,
@@ -26,7 +27,6 @@ from l2m_optax.moments._moment import (
     updated_weight,
 )
 from l2m_optax.moments._read import read
-from l2m_optax.moments._told import identify_told, with_types
 
 _LONGEST_USUAL_DECAY = 0.999
 
@@ -124,9 +124,9 @@ def _by_running(
 ) -> SecondMoment:
     """What the state holds where running `tx` shows it."""
     like = find(opt_state).moment.nu if params is None else params
-    found = identify_told(tx, like)
+    found = identify_declared(tx, like)
     moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-    return with_told(moment, with_types(opt_state, tx, like))
+    return with_declared(moment, with_types(opt_state, tx, like))
 
 
 def _by_type(
@@ -139,7 +139,7 @@ def _by_type(
     found = find(opt_state)
     _check_not_accumulated(found)
     _check_whole(found)
-    if found.told:
+    if found.declared:
         moment = found.moment
         held = moment.count if count is None else count
         check_updated(found.path, held)

@@ -28,7 +28,7 @@ from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, check_basis
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
-from l2m_optax.moments._prior import Prior, for_each, told_prior
+from l2m_optax.moments._prior import Prior, declared_prior, for_each
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
@@ -117,10 +117,12 @@ def laplace(
         moment = second_moment(opt_state, params, tx=tx)
     params = gradient_tree(params)
     _check_params(params)
-    told = told_prior(opt_state) or Prior()
+    declared = declared_prior(opt_state) or Prior()
     if prior_precision is None:
-        prior_precision = 1.0 if told.precision is None else for_each(told.precision, params)
-    prior_mean = told.mean if prior_mean is None else prior_mean
+        prior_precision = (
+            1.0 if declared.precision is None else for_each(declared.precision, params)
+        )
+    prior_mean = declared.mean if prior_mean is None else prior_mean
     moment = _sound_moment(align_moment(moment, params), centered)
     if prior_mean is not None:
         prior_mean = _check_prior_mean(prior_mean, params)
@@ -137,7 +139,7 @@ def laplace(
         prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
         temperature=or_nan(_scalar(temperature), is_not_negative),
-        noise_variance=_scalar(1.0 if told.noise_variance is None else told.noise_variance),
+        noise_variance=_scalar(1.0 if declared.noise_variance is None else declared.noise_variance),
         num_data=_scalar(int(num_data)),
     )
 

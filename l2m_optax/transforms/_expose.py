@@ -11,12 +11,12 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._declared import identify_declared
 from l2m_optax.moments._identification.trace import extended
 from l2m_optax.moments._identification.verdict import Identification
-from l2m_optax.moments._layouts import with_told
+from l2m_optax.moments._layouts import with_declared
 from l2m_optax.moments._moment import SecondMoment, debiased
 from l2m_optax.moments._read import read
-from l2m_optax.moments._told import identify_told
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,7 @@ class ExposedState:
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment`, whose arrays are the wrapped state's own."""
         moment = read(self.identification, self.inner_state, count=self.count)
-        return with_told(moment, self.inner_state)
+        return with_declared(moment, self.inner_state)
 
 
 def expose_second_moment(
@@ -78,7 +78,7 @@ def expose_second_moment(
     inner = extended(tx)
 
     def init(params: PyTree) -> ExposedState:
-        found = identify_told(tx, params)
+        found = identify_declared(tx, params)
         return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), found)
 
     def update(

@@ -15,7 +15,7 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.tuning._candidates import Problem, minimize, mode_loss
 from l2m_optax.tuning._data import Dataset, check_call, check_objective
-from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
+from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 from l2m_optax.tuning._limits import Bounds, Logs, limits_of, names_of
 from l2m_optax.tuning._mode import Verdict, judge, temperature_after
 from l2m_optax.tuning._objectives import Objective
@@ -149,8 +149,8 @@ def _as_fit(posterior: Posterior, names: tuple[str, ...], best: Minimum, verdict
 def _warn(best: Minimum, verdict: Verdict, limits: Bounds) -> None:
     """Say what was found on a bound, unless it is the mode."""
     where = " and ".join(limits)
-    remedy = "look whether these targets belong to these inputs, and at their likelihood"
-    wider = "pass wider bounds=, or look whether these targets belong to these inputs"
+    remedy = f"{CHECK_TARGETS}, and at their likelihood"
+    wider = f"pass wider bounds=, or {CHECK_TARGETS}"
     left, kept = "and leaves it as it was", "and keeps it"
     warn_if(verdict.lost, where, "a finite loss", f"none, {left}", remedy, 4)
     low, high = Logs(*best.low), Logs(*best.high)

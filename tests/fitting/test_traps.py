@@ -56,7 +56,7 @@ def step(tx, loss, params, state, x, y):
 
 
 def shuffled(number, batch_size, epochs, *, ragged=False, seed=0):
-    """Rows of each batch, anew in every epoch; the last smaller one is dropped unless told."""
+    """Rows of each batch, anew in every epoch; the last smaller one is dropped unless `ragged`."""
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(number)

@@ -1,4 +1,4 @@
-"""`identify_told`: `identify`, where a moment that the state names itself goes before any other.
+"""`identify_declared`: `identify`, where a moment that the state names itself goes before any other.
 
 Two moments of one parameter in a chain are one too many for `identify`. If one of them is tracked
 or exposed, the user has said which is meant, and the other is put out of sight.
@@ -21,32 +21,32 @@ from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.trace import extended, gradient_tree
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._identify import identify
-from l2m_optax.moments._layouts import says_itself, several
+from l2m_optax.moments._layouts import declares_moment, several
 
 _OUT_OF_SIGHT = (1,) * 8
 """Axes that no parameter has: an array behind them is taken for nobody's moment."""
 _VERDICTS: Memory[Identification] = Memory(64)
 
 
-def identify_told(tx: Any, params: PyTree) -> Identification:
+def identify_declared(tx: Any, params: PyTree) -> Identification:
     """What `identify` finds, looking only at the moments that the state says it holds, if any.
 
     Raises:
       TypeError: as `identify`; and if the state says that it holds more than one.
     """
-    return _VERDICTS.verdict(tx, params, _identify_told)
+    return _VERDICTS.verdict(tx, params, _identify_declared)
 
 
-def _identify_told(tx: Any, params: PyTree) -> Identification:
-    told, covered = _told(tx, params)
-    if not told:
+def _identify_declared(tx: Any, params: PyTree) -> Identification:
+    declared, covered = _declared(tx, params)
+    if not declared:
         return identify(tx, params)
     try:
         return identify(_showing_only(tx, covered), params)
     except TypeError as error:
-        if len(told) == 1:
+        if len(declared) == 1:
             raise
-        paths = [f"opt_state{path}" for path in told]
+        paths = [f"opt_state{path}" for path in declared]
         remedy = "pass the part of the state that you want read"
         raise TypeError(several(paths, remedy)) from error
 
@@ -57,7 +57,7 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
     Without them nothing says itself what it holds. Others are returned as they are, and so are
     those that `tx` did not make.
     """
-    if any(says_itself(node) for node in jax.tree.leaves(opt_state, is_leaf=says_itself)):
+    if any(declares_moment(node) for node in jax.tree.leaves(opt_state, is_leaf=declares_moment)):
         return opt_state
     try:
         made = _shapes_of_state(tx, params)
@@ -67,7 +67,7 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
         return opt_state
 
 
-def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
+def _declared(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     """The paths of the states that say what they hold, and those of the arrays to be hidden."""
     try:
         with plain_tracking():
@@ -75,14 +75,16 @@ def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
     except Exception:  # whatever tx raises: `identify` meets it again, and says so
         return [], frozenset()
     nodes = [(path[1:], node) for path, node in _innermost((state,))]
-    told = [path_name(path, "") for path, node in nodes if says_itself(node)]
+    declared = [path_name(path, "") for path, node in nodes if declares_moment(node)]
     owners = [path for path, _ in _arrays(gradient_tree(params))]
-    inside = [a for path, node in nodes if says_itself(node) for a in _owned(path, node, owners)]
+    inside = [
+        a for path, node in nodes if declares_moment(node) for a in _owned(path, node, owners)
+    ]
     outside = [
-        a for path, node in nodes if not says_itself(node) for a in _owned(path, node, owners)
+        a for path, node in nodes if not declares_moment(node) for a in _owned(path, node, owners)
     ]
     covered = {owner for _, owner in inside}
-    return told, frozenset(path for path, owner in outside if owner in covered)
+    return declared, frozenset(path for path, owner in outside if owner in covered)
 
 
 def _shapes_of_state(tx: Any, params: PyTree) -> PyTree:
@@ -96,11 +98,11 @@ def _innermost(state: PyTree) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The states inside `state` that say what they hold and have no such inside; other leaves."""
 
     def is_inside(node: Any) -> bool:
-        return node is not state and says_itself(node)
+        return node is not state and declares_moment(node)
 
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_inside):
-        deeper = list(_innermost(node)) if says_itself(node) else []
-        if any(says_itself(inner) for _, inner in deeper):
+        deeper = list(_innermost(node)) if declares_moment(node) else []
+        if any(declares_moment(inner) for _, inner in deeper):
             yield from ((path + below, inner) for below, inner in deeper)
         else:
             yield path, node
