@@ -30,7 +30,8 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
       - \mathbb E_\theta\, H\big[p(y | x, \theta)\big], \qquad
       \theta \sim N\big(\theta^*, \tfrac{1}{10} (F + \delta)^{-1}\big),$$
 
-    is near 0 where the data determine the prediction, be it certain or torn, and at most log K.
+    is near 0 where the data determine the prediction, whether it is certain or not; it is at most
+    log K.
 
     One posterior has two readings. Probabilities use the temperature T that predicts labels of the
     *training* distribution best. That T is often near 0, and at T = 0 no information is left. But

@@ -1,6 +1,6 @@
-"""Which type of optimizer state keeps what under which name, and the walk that finds them.
+"""The known types of optimizer state: the names of their fields, and the search for them.
 
-This is the one table of types; only what a type cannot say is left to `identify`.
+This is the only table of types. `identify` finds what a type does not show.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from l2m_optax.moments._moment import SecondMoment
 
 
 class Layout(NamedTuple):
-    """The fields of one type of state beside `nu`, and the hyperparameters behind its decays.
+    """The fields of one type of state besides `nu`, and the hyperparameters that are its decays.
 
     Attributes:
-      optimizers: those that keep it and whose `nu` is a running mean of squares.
+      optimizers: the optimizers with this state whose `nu` is a running mean of squares.
       mu: the field of the running mean of the gradients.
       steps: the field that counts updates.
       decay: the hyperparameter that is the decay of `nu`.
       mean_decay: the hyperparameter that is the decay of `mu`.
       others: further fields.
-      shared: whether other optimizers keep something else in the same type.
+      shared: whether other optimizers keep another quantity in a state of this type.
     """
 
     optimizers: str
@@ -52,14 +52,14 @@ LAYOUTS = {
     "ScaleByRStdDevState": Layout("rmsprop", "mu", None, "decay", "decay"),
     "ScaleByRStdDevWithCountState": Layout("rmsprop", "mu", "count", "decay", "decay"),
 }
-"""Known states by class name, for optax does not export every class. All hold `nu`."""
+"""The known types by class name, because optax does not export every class. All have `nu`."""
 SIBLINGS = frozenset(layout.siblings for layout in LAYOUTS.values())
-"""The names of the fields, `nu` among them: all that a checkpoint without types keeps of them."""
+"""The field names of each type, with `nu`: a checkpoint without types keeps only these."""
 
 
 @runtime_checkable
 class HoldsSecondMoment(Protocol):
-    """A state that can say itself what its second moment is."""
+    """A state that declares its second moment."""
 
     def read_second_moment(self) -> SecondMoment:
         """The second moment that this state holds."""
@@ -70,12 +70,12 @@ class Found(NamedTuple):
     """A state that holds a second moment.
 
     Attributes:
-      path: where it sits, as in ``"opt_state[0]"``.
-      moment: what it holds.
-      decay: decay of the squares, where it is injected around it.
-      mean_decay: decay of the gradients' mean, likewise.
-      declared: whether the state says itself what its moment is; otherwise its type tells.
-      certain: whether type and surroundings say that it is a mean of squares.
+      path: where the state is, as in ``"opt_state[0]"``.
+      moment: its second moment.
+      decay: decay of the squares, if `optax.inject_hyperparams` around the state holds it.
+      mean_decay: the same of the mean of the gradients.
+      declared: whether the state declares its moment; otherwise its type is known.
+      certain: whether the type and its surroundings show that it is a mean of squares.
       accumulated: whether it lies inside `optax.MultiSteps`.
     """
 
@@ -89,7 +89,7 @@ class Found(NamedTuple):
 
 
 def find(opt_state: PyTree) -> Found:
-    """The one state inside `opt_state` that holds a second moment; those that say so come first.
+    """The one state inside `opt_state` that holds a second moment; declared moments come first.
 
     Raises:
       TypeError: if there is none, or more than one.
@@ -115,15 +115,15 @@ def find(opt_state: PyTree) -> Found:
 
 
 def several(paths: list[str], remedy: str) -> str:
-    """The complaint about more than one moment."""
+    """The message about more than one second moment."""
     shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
     return complaint("opt_state", "one second moment", f"{len(paths)}: {shown}", remedy)
 
 
 def with_declared(moment: SecondMoment, state: PyTree) -> SecondMoment:
-    """`moment` with what the state itself says of it, and running it cannot show.
+    """`moment` with what the state declares and running its transformation cannot show.
 
-    That is its decay, where running it showed none, and the bases of leaves, with `nu` in them.
+    This is the decay, if running it showed none, and the bases of the leaves, with `nu` in them.
     """
     declared = [hit.moment for hit in walk(state, "") if hit.declared]
     if moment.decay is None and len(declared) == 1:
@@ -142,14 +142,14 @@ def with_declared(moment: SecondMoment, state: PyTree) -> SecondMoment:
 
 
 def _in_bases(moment: SecondMoment) -> dict[str, tuple[Basis | None, Any]]:
-    """By the path of a leaf that has one: its basis, and its moment there."""
+    """For each leaf with a basis, by path: the basis, and the moment in it."""
     leaves = jax.tree_util.tree_leaves_with_path(moment.nu)
     pairs = zip(leaves, bases(moment.basis, moment.nu), strict=True)
     return {path_name(path, ""): (one, nu) for (path, nu), one in pairs if one is not None}
 
 
 def walk(state: PyTree, path: str) -> Iterator[Found]:
-    """Every state inside `state` that says what it holds, or whose type is known."""
+    """Every state inside `state` that declares its moment, or whose type is known."""
     yield from _walk(state, path, {}, accumulated=False)
 
 
@@ -172,7 +172,7 @@ def _walk(
 
 
 def _listed(node: Any, path: str, hyperparams: Mapping[str, ArrayLike]) -> Found:
-    """What a state of a known type holds, with the hyperparameters injected around it."""
+    """The moment of a state whose type is known, with the decays that are injected around it."""
     layout = LAYOUTS[type(node).__name__]
     count = None if layout.steps is None else getattr(node, layout.steps)
     mu = None if layout.mu is None else getattr(node, layout.mu)
@@ -186,18 +186,21 @@ def _listed(node: Any, path: str, hyperparams: Mapping[str, ArrayLike]) -> Found
 
 
 def _is_of_adams_family(hyperparams: Mapping[str, ArrayLike]) -> bool:
-    """Adamax, yogi and adopt take no `eps_root`; `scale_by_yogi` does, and an accumulator."""
+    """Whether hyperparameters are those of Adam's family.
+
+    Adamax, yogi and adopt have no `eps_root`; `scale_by_yogi` has one, and an initial accumulator.
+    """
     return "eps_root" in hyperparams and "initial_accumulator_value" not in hyperparams
 
 
 def _constants(node: Any) -> dict[str, ArrayLike]:
-    """The hyperparameters that no schedule moves: the value held is the one that was used."""
+    """The hyperparameters without a schedule: every update used the value that the state holds."""
     scheduled = getattr(node, "hyperparams_states", {})
     return {name: value for name, value in node.hyperparams.items() if name not in scheduled}
 
 
 def declares_moment(node: Any) -> bool:
-    """Whether a state says itself what its second moment is."""
+    """Whether a state declares its second moment."""
     return isinstance(node, SecondMoment | HoldsSecondMoment)
 
 
@@ -218,7 +221,7 @@ def _is_known(node: Any) -> bool:
 
 
 def _named_nodes(state: PyTree) -> Iterator[Any]:
-    """Every NamedTuple in `state`: what a refusal can name."""
+    """Every NamedTuple in `state`, to name them in an error."""
     if hasattr(state, "_fields"):
         yield state
     children = jax.tree.leaves(state, is_leaf=lambda node: node is not state)

@@ -13,7 +13,7 @@ from l2m_optax._support.types import Array
 
 
 class Leaf(NamedTuple):
-    """What one leaf, or all of them together, is like; scalars of shape ().
+    """Figures of one leaf, or of all leaves together; scalars of shape ().
 
     Attributes:
       size: number of entries.
@@ -129,9 +129,9 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
             "num_data, batch_size and loss_scale); gradients that were clipped or decayed before "
             "they were squared (pass tx=, or track_second_moment in front); a last batch smaller "
             "than the others (pass the sizes of an epoch's batches as batch_size); parameters of "
-            "another step than the state's, as the best ones of early stopping (save the state "
-            "beside them); a restart of the learning rate that the mean still remembers (train "
-            "longer at the small rate)"
+            "another step than the state's, such as the best ones of early stopping (save the "
+            "state beside them); a restart of the learning rate that the mean still remembers "
+            "(train longer at the small rate)"
         )
 
 

@@ -135,7 +135,7 @@ def _entropy(posterior: Posterior) -> Array:
 
 
 def _check_width(posterior: Posterior) -> None:
-    """At T = 0 the posterior is a point mass."""
+    """Refuse T = 0: the mode alone has no density."""
     remedy = "the mode itself, T = 0, has no density: use the posterior before it was cooled"
     check_positive("posterior.temperature", posterior.temperature, remedy)
 

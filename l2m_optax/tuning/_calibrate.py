@@ -1,4 +1,4 @@
-"""How wide `classify` and `regress` should be, by validation data: temperature, and noise."""
+"""The temperature and the noise at which `classify` and `regress` predict validation data best."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def calibrate_temperature(
 ) -> Fit:
     r"""The temperature at which `classify` predicts validation labels best.
 
-    The negative log-likelihood of the labels is looked at for 41 temperatures from 1e-6 to 100, and
-    at 0, the mode, all from one computation of the output covariances. `tune` searches finer, over
-    more, and for other ways to predict.
+    The negative log-likelihood of the labels is computed for 41 temperatures from 1e-6 to 100, and
+    at 0, the mode. The output covariances are computed once for all. `tune` searches on a finer
+    grid, over more values, and for other ways to predict.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, ..., K); hashable.
@@ -93,10 +93,10 @@ def _losses(apply_fn: ApplyFn, unit: Posterior, inputs: PyTree, labels: Array) -
 
 
 def log_probs_of(probs: Array, labels: Array) -> Array:
-    """The logarithms of the labels' probabilities; `probs` may have more axes in front."""
+    """The logarithms of the labels' probabilities; `probs` may have more leading axes."""
     index = jnp.broadcast_to(labels, probs.shape[:-1])[..., None]
     of_label = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
-    # The least normal number stands for what underflowed: one input must not decide.
+    # What underflowed becomes the least normal number: one input must not decide alone.
     return jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
 
 
@@ -113,9 +113,9 @@ def calibrate_noise(
 
     The predictive variance is $s^2 + T v_i$ with $v_i$ the exact variance of the output at
     temperature 1. For a given $\rho = T / s^2$ the best noise is the mean of
-    $r_i^2 / (1 + \rho v_i)$ over the squared residuals, so that one number is left to search, by
-    grids of its logarithm; ρ = 0, the mode, is a candidate. The training data cannot say how large
-    the noise is where the network interpolates them; these can.
+    $r_i^2 / (1 + \rho v_i)$ over the squared residuals. So only ρ is searched, by grids of its
+    logarithm; ρ = 0, the mode, is a candidate. If the network interpolates the training data, they
+    cannot show how large the noise is; validation data can.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> means``; hashable.
@@ -184,7 +184,8 @@ def _warn(found: _Found) -> None:
 
 
 def with_noise(posterior: Posterior, noise_variance: ArrayLike) -> Posterior:
-    """The posterior with another noise variance and the same F, which goes as its square."""
+    """The posterior with another noise variance and the same F."""
+    # F goes as 1/s⁴: the scale takes the change back.
     ratio = jnp.square(noise_variance / posterior.noise_variance)
     return posterior._replace(
         noise_variance=jnp.asarray(noise_variance), data_scale=posterior.data_scale * ratio
