@@ -99,6 +99,12 @@ def stopped_early(x, y):
     return Trained(best[0], state, ADAM, {"batch_size": 32})
 
 
+def restarted(x, y):
+    """Twenty steps at a rate 30 times as large, which the mean still remembers."""
+    tx = optax.adam(lambda count: jnp.where((count >= 400) & (count < 420), 0.3, 1e-2))
+    return Trained(*run(tx, mean_loss, shuffled(NUM, 32, 45), x, y), tx, {"batch_size": 32})
+
+
 def summed(params, x, y):
     return len(y) * mean_loss(params, x, y)
 
@@ -158,6 +164,7 @@ TRAPS = {
     "32 then 128": (changed, None, None),
     "MultiSteps": (accumulated, None, None),
     "early stopping": (stopped_early, None, None),
+    "a restart of the learning rate": (restarted, 1.5, None),
     "loss scale forgotten": (forgotten_scale, 500, "loss_scale"),
     "clipped in the loop": (clipped_outside, None, "clipped"),
     "clipped in the chain": (clipped_in_the_chain, None, "clipped"),
