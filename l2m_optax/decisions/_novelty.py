@@ -35,8 +35,8 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     One posterior has two readings. Probabilities use the temperature T that predicts labels of the
     *training* distribution best. That T is often near 0, and at T = 0 no information is left. But
-    an alarm is for inputs from *elsewhere*, of which validation data say nothing; only the order of
-    its scores counts. So the posterior's T plays no part here, and the alarm has one of its own,
+    an alarm is for inputs from *elsewhere*. Validation data show nothing of those, and only the
+    order of the scores counts. So the posterior's T plays no part here, and the alarm has one of its own,
     0.1. At T = 1 a diagonal of all layers is so wide on some networks that familiar inputs raise
     the alarm, and turned digits do not (``make bench-tasks``).
 

@@ -52,8 +52,8 @@ def second_moment(
     With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
     depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
     columns (adafactor); leaves that have none (muon's matrices, masked and frozen parts) are `None`
-    and become fixed. Anything else is refused, and so are gradients that were clipped or decayed
-    before they were squared.
+    and become fixed. Anything else is refused, for example a mean of gradients that were clipped or
+    decayed before they were squared.
 
     Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
     amsgrad and rmsprop (plain, centered, with bias correction), at any depth of `optax.chain`,
@@ -191,7 +191,7 @@ def _warn_of_low_precision(nu: PyTree) -> None:
     low = {str(leaf.dtype) for leaf in jax.tree.leaves(nu) if leaf.dtype.itemsize < 4}
     if low:
         remedy = "chain l2m_optax.track_second_moment in front, which keeps float32"
-        expected = "a mean kept in float32, for it may be off by a factor or 0 otherwise"
+        expected = "a mean in float32 (a narrower one may be off by a factor, or 0)"
         message = complaint("opt_state", expected, ", ".join(sorted(low)), remedy)
         warnings.warn(message, UserWarning, stacklevel=3)
 

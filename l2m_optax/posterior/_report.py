@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
     Attributes:
       size: number of entries.
       zeros: share of entries whose second moment is exactly 0.
-      prior_dominated: share of entries of which the prior knows more than the data, F < δ.
+      prior_dominated: share of entries where the prior is more precise than the data, F < δ.
       effective: effective number of parameters, Σ F/(F+δ).
       mean_gradient: share of the second moment that is the squared mean gradient; 0 at a mode,
         NaN where the state keeps no mean.

@@ -63,7 +63,7 @@ class Dataset:
             one_hot.append(are_one_hot(outputs, y))
         if len(labels) > 1:
             remedy = "give all batches targets of one dtype"
-            got = "both, in turns"
+            got = "both, in different batches"
             raise ValueError(complaint("targets", "class numbers or real numbers", got, remedy))
         self.labels = labels.pop()
         self.one_hot = all(one_hot)

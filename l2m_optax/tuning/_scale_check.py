@@ -73,8 +73,8 @@ def check_scale(
         where each has a label.
       inputs: those of some hundred *training* examples, drawn at random.
       targets: their targets, as in `tune`.
-      likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`, of which the true
-        Fisher is not known.
+      likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`; the true Fisher of
+        a function is not known.
 
     Returns:
       A `ScaleCheck`.

@@ -52,7 +52,7 @@ def tune(
         regression; hashable.
       posterior: a `Posterior`; its own values of what is tuned do not change the result.
       inputs: validation inputs; or, without `targets`, a loader of (inputs, targets) pairs that
-        can be iterated over several times, of which one batch at a time is in memory.
+        can be iterated over several times. One batch at a time is in memory.
       targets: integer labels in the shape of the outputs without their last axis, each of which is
         predicted on its own; or real targets in the shape of the outputs, whose Gaussian
         likelihood has the variance ``posterior.noise_variance``.
@@ -74,7 +74,7 @@ def tune(
 
     Returns:
       A `Fit` whose ``info.value`` is what was found: a scalar, or a dict by name where `over` is a
-      sequence; ``info.edge`` likewise. Where there is no best value, ``info.edge`` is true:
+      sequence. ``info.edge`` has the same form; it is true where there is no best value:
 
       - If the trained parameters alone are as good as the best candidate, T is 0. At T = 0 every
         function uses exactly these; the prior precision has no influence, and stays as it was.
