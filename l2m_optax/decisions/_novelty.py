@@ -36,9 +36,9 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     One posterior has two readings. Probabilities use the temperature T that predicts labels of the
     *training* distribution best. That T is often near 0, and at T = 0 no information is left. But
     an alarm is for inputs from *elsewhere*. Validation data show nothing of those, and only the
-    order of the scores counts. So the posterior's T plays no part here, and the alarm has one of its own,
-    0.1. At T = 1 a diagonal of all layers is so wide on some networks that familiar inputs raise
-    the alarm, and turned digits do not (``make bench-tasks``).
+    order of the scores counts. So the alarm does not use the posterior's T. It has its own, 0.1. At
+    T = 1 a diagonal of all layers is so wide on some networks that familiar inputs raise the alarm,
+    and rotated digits do not (``make bench-tasks``).
 
     The last layer alone, ``restrict(posterior, last_layer(apply_fn, posterior.mean, inputs))``, is
     a good alarm too, and a cheap one.
@@ -47,7 +47,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, K); hashable.
-      posterior: a `Posterior` of a classifier; its own temperature plays no part.
+      posterior: a `Posterior` of a classifier; its own temperature is not used.
       inputs: what `apply_fn` takes, rows being examples.
 
     Returns:

@@ -71,9 +71,9 @@ def laplace(
       num_data: N, number of training examples, of the kind that the loss averages over. For a mean
         over the tokens of n sequences of length T pass ``n*T``, and ``batch_size=B*T``.
       batch_size: B, number of examples behind one gradient, over all devices. If batches differ in
-        size, pass the sizes of an epoch's batches, ``[32] * 46 + [1]``: 1/B is then their mean
-        1/B. If `optax.MultiSteps` averages k batches, pass the size of one of them: k is read from
-        ``tx=``, or from an exposed state.
+        size, pass the sizes of an epoch's batches, ``[32] * 46 + [1]``: B is then their harmonic
+        mean. If `optax.MultiSteps` averages k batches, pass the size of one of them: k is read
+        from ``tx=``, or from an exposed state.
       loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
@@ -92,8 +92,8 @@ def laplace(
       The `Posterior`.
 
     Raises:
-      TypeError: if a leaf is no real floating-point array, or the state has no second moment, or
-        does not say what it holds and `tx` is missing.
+      TypeError: if a leaf is no real floating-point array, the state has no second moment, or its
+        type does not show what it holds and `tx` is missing.
       ValueError: if a number is out of its range, ``batch_size >= num_data``, the batches of an
         epoch hold more than that, `params` is empty, or the state does not match it, was never
         updated, or holds negative numbers or only zeros.

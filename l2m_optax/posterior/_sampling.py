@@ -62,7 +62,7 @@ def log_prob(posterior: Posterior, params: PyTree) -> Array:
 
     Args:
       posterior: a `Posterior`.
-      params: θ, like the mean; its values at fixed leaves play no part.
+      params: θ, like the mean; its values at fixed leaves are not used.
 
     Returns:
       A scalar, float32 at least; NaN at a temperature of 0 that is traced.

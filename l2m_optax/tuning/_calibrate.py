@@ -41,7 +41,7 @@ def calibrate_temperature(
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, ..., K); hashable.
-      posterior: a `Posterior`; its own temperature plays no part.
+      posterior: a `Posterior`; its own temperature is not used.
       inputs: validation inputs, a tree of arrays with a leading axis of examples.
       labels: class numbers of shape (N, ...).
 
@@ -50,7 +50,7 @@ def calibrate_temperature(
       or the highest; the highest also gives a `UserWarning`.
 
     Raises:
-      ValueError: if labels do not have the shape of the outputs, are out of range, or are none.
+      ValueError: if labels do not have the shape (N, ...), are out of range, or there are none.
       TypeError: if the arguments are in another order, or `apply_fn` is not hashable.
       FloatingPointError: if the outputs of the trained parameters hold NaN.
 

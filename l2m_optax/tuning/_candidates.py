@@ -73,7 +73,7 @@ def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Boun
 
 
 def mode_loss(problem: Problem, posterior: Posterior, data: Dataset) -> Array:
-    """The negative log-likelihood, on average, at T = 0, where the prior plays no part."""
+    """The negative log-likelihood, on average, at T = 0, where the prior has no influence."""
     at = Logs(jnp.zeros(1), jnp.full(1, -jnp.inf))
     return jnp.squeeze(data.sum(lambda x, y: _on_grid(problem, posterior, at, x, y))) / data.size
 

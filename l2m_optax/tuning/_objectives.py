@@ -71,7 +71,7 @@ class Objective(NamedTuple):
         return _WAYS[self.kind].smooth
 
     def loss(self, posterior: Posterior, key: Array, inputs: PyTree, y: Array) -> Loss:
-        """The loss of a batch; the posterior's own temperature plays no part."""
+        """The loss of a batch; the posterior's own temperature is not used."""
         unit = posterior._replace(temperature=jnp.ones(()))
         return _WAYS[self.kind].loss(self, unit, key, inputs, y)
 

@@ -69,10 +69,10 @@ def check_scale(
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
-      posterior: a `Posterior` that knows its `num_data`, the number of its observations: of tokens
-        where each has a label.
-      inputs: those of some hundred *training* examples, drawn at random.
-      targets: their targets, as in `tune`.
+      posterior: a `Posterior` with its `num_data`, the number of observations: of tokens, if each
+        has a label.
+      inputs: the inputs of some hundred *training* examples, drawn at random.
+      targets: the targets of these examples, as in `tune`.
       likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`; the true Fisher of
         a function is not known.
 

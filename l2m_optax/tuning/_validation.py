@@ -108,7 +108,7 @@ def tune(
     names = names_of(over)
     limits = limits_of(names, bounds)
     if "temperature" not in names:
-        remedy = "at temperature 0 no prior plays a part: tune both"
+        remedy = "at temperature 0 no prior has an influence: tune both"
         check_positive("posterior.temperature", posterior.temperature, remedy)
     data = Dataset(apply_fn, posterior, inputs, targets, likelihood)
     goal = Objective(

@@ -361,7 +361,7 @@ def test_another_order_of_arguments_is_refused(posterior, change, message):
 
 def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
     cold = posterior._replace(temperature=jnp.float32(0.0))
-    with pytest.raises(ValueError, match=r"posterior\.temperature.*no prior plays a part"):
+    with pytest.raises(ValueError, match=r"posterior\.temperature.*no prior has an influence"):
         l2m.tune(network, cold, X, Y, over="prior_precision")
 
 
