@@ -73,7 +73,7 @@ def sample(data: Any, name: str, most: int) -> Sample:
         kept = rows(_joined(kept, (inputs, targets)), best)
         ranks = ranks[best]
     inputs, targets = kept
-    # Each label is an observation; the real numbers along the last axis are one together.
+    # An observation is one label, or the row of real numbers along the last axis.
     per_example = targets.shape[1:] if are_labels(targets) else targets.shape[1:-1]
     return Sample(inputs, targets, examples, math.prod(per_example))
 

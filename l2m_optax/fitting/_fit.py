@@ -156,9 +156,9 @@ def _times(batch_size: int | Sequence[int], per_example: int) -> Any:
 
 
 def _scaled(posterior: Posterior, scale: ScaleCheck) -> Posterior:
-    """The posterior with F divided by the ratio, which must be positive and finite.
+    """The posterior with F divided by the ratio.
 
-    It is not if all gradients are 0; then F stays as it is.
+    If all gradients are 0, the ratio is no number to divide by, and F stays as it is.
     """
     ratio = float(scale.ratio)
     return rescale(posterior, ratio) if 0 < ratio < np.inf else posterior

@@ -73,7 +73,7 @@ class Found(NamedTuple):
       path: where the state is, as in ``"opt_state[0]"``.
       moment: its second moment.
       decay: decay of the squares, if `optax.inject_hyperparams` around the state holds it.
-      mean_decay: the same of the mean of the gradients.
+      mean_decay: the same for the mean of the gradients.
       declared: whether the state declares its moment; otherwise its type is known.
       certain: whether the type and its surroundings show that it is a mean of squares.
       accumulated: whether it lies inside `optax.MultiSteps`.

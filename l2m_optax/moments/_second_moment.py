@@ -61,16 +61,16 @@ def second_moment(
     not show everything. Adamax, yogi and adopt keep other quantities in a state of Adam's type. So
     Adam's state is refused, unless the caller passes `decay` and so confirms a mean of squares, or
     `optax.inject_hyperparams` shows that the optimizer is of Adam's family. And no type shows
-    whether gradients were clipped, scaled, decayed or averaged before they were squared. That would
-    make the scale of the posterior wrong, so a warning says it. Pass ``tx=`` whenever you have it.
+    whether gradients were clipped, scaled, decayed or averaged before they were squared. This would
+    make the scale of the posterior wrong, so there is a warning. Pass ``tx=`` whenever you have it.
 
     Args:
       opt_state: the state, or any pytree that holds exactly one state that declares its moment, or
         exactly one of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
       tx: the transformation that made the state.
-      decay: decay of the squares (Adam's `b2`, 0.999 by default). Who passes it confirms that the
-        state holds a running mean of squares. The states of optax do not hold it. Without `tx` it
+      decay: decay of the squares (Adam's `b2`, 0.999 by default). By passing it, the caller confirms
+        that the state holds a running mean of squares. The states of optax do not hold it. Without `tx` it
         is always needed for Adam's state, and for those of amsgrad and rmsprop as long as it
         matters: until ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
