@@ -69,10 +69,10 @@ def second_moment(
         exactly one of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
       tx: the transformation that made the state.
-      decay: decay of the squares (Adam's `b2`, 0.999 by default). By passing it, the caller confirms
-        that the state holds a running mean of squares. The states of optax do not hold it. Without `tx` it
-        is always needed for Adam's state, and for those of amsgrad and rmsprop as long as it
-        matters: until ``0.999**count`` is below 1%.
+      decay: decay of the squares (Adam's `b2`, 0.999 by default). By passing it, the caller
+        confirms that the state holds a running mean of squares. The states of optax do not hold it.
+        Without `tx` it is always needed for Adam's state, and for those of amsgrad and rmsprop as
+        long as it matters: until ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
       count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`,
         adagrad).
