@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,13 +122,8 @@ def fit(
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
-        loader, whole = as_loader(data, "data"), _scaled(start, scale)
-        if held_out is None:
-            found = _without_validation(apply_fn, judge.prior(whole, loader), some, judge)
-        else:
-            parts = _propose(apply_fn, whole, some)
-            proposed = {name: judge.prior(part, loader) for name, part in parts.items()}
-            found = _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
+        loader = as_loader(data, "data")
+        found = _choose(apply_fn, _scaled(start, scale), some, loader, held_out, judge)
     warnings = (
         *of_the_scale(scale),
         *_of_validation(held_out, data),
@@ -179,6 +174,22 @@ def _of_declared(judge: Judge) -> Judge:
         return with_noise(judge.cold(posterior, num_outputs), posterior.noise_variance)
 
     return judge._replace(prior=lambda posterior, loader: posterior, cold=cold)
+
+
+def _choose(
+    apply_fn: ApplyFn,
+    whole: Posterior,
+    some: Sample,
+    loader: Iterable[Any],
+    held_out: Sample | None,
+    judge: Judge,
+) -> _Found:
+    """The posterior to return: the best by validation data, or without them a cold one."""
+    if held_out is None:
+        return _without_validation(apply_fn, judge.prior(whole, loader), some, judge)
+    parts = _propose(apply_fn, whole, some)
+    proposed = {name: judge.prior(part, loader) for name, part in parts.items()}
+    return _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
 
 
 def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str, Posterior]:
