@@ -102,7 +102,7 @@ def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:
 
 
 def _check_shapes(name: str, outputs: tuple[int, ...], targets: ArrayLike) -> None:
-    """Refuse targets that are not of the outputs' shape, axes of draws in front of it aside."""
+    """Refuse targets of another shape than the outputs, which may have axes of draws in front."""
     shape = jnp.shape(targets)
     if shape != outputs[max(len(outputs) - len(shape), 0) :]:
         remedy = (

@@ -1,4 +1,4 @@
-"""Refusals: every bad input is met by an error that says path, expected, got and remedy."""
+"""Checks of bad input: every error says path, expected, got and remedy."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def check_batched(tree: PyTree, root: str = "inputs") -> None:
 
 
 def check_hashable(name: str, function: Any) -> None:
-    """Refuse functions that cannot name a compiled program.
+    """Refuse functions that cannot be static arguments of `jit`.
 
     Raises:
       TypeError: if `function` is not hashable.
@@ -161,9 +161,9 @@ def _count(leaves: list[Array]) -> list[_Census]:
 
 
 def _census(tree: PyTree, root: str) -> list[tuple[str, int, _Census]]:
-    """The path, the size and the census of each array, if none is traced; one pass where they lie.
+    """The path, the size and the census of each array, in one pass; nothing if one is traced.
 
-    Arrays that a function under `jit` closes over are not traced, and are counted at once.
+    Arrays that a function under `jit` closes over are not traced; they are counted during tracing.
     """
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
@@ -193,7 +193,7 @@ def _check_census_finite(where: str, size: int, census: _Census, remedy: str) ->
 
 
 def check_second_moment(nu: PyTree, root: str = "nu") -> None:
-    """Refuse values that no mean of squares can have; traced arrays pass.
+    """Refuse arrays that are no mean of squares; traced arrays pass.
 
     Raises:
       TypeError: if an array is not of real floating-point numbers.

@@ -1,4 +1,4 @@
-"""How much is computed side by side where the user does not say: as much as 32 MiB hold."""
+"""How much is computed at a time by default: as much as fits into 32 MiB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENTRIES = 2**23
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
-    """Refuse what is no number of things side by side; `None` leaves the choice to us.
+    """Refuse chunk sizes that are not positive integers; `None` is the default.
 
     Raises:
       TypeError: if it is no integer.
@@ -27,27 +27,27 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def side_by_side(entries: int, number: int, times: int = 1) -> int:
-    """The most of `number` things, each of so many `entries`, that fit; at least one.
+    """How many of the items fit into ``times * ENTRIES`` numbers; at least one.
 
     Args:
-      entries: how many numbers exist for each.
-      number: how many things there are.
-      times: how many times `ENTRIES` may exist.
+      entries: how many numbers one item has.
+      number: how many items there are.
+      times: how many times `ENTRIES` numbers may exist.
     """
     return min(number, max(1, times * ENTRIES // max(1, entries)))
 
 
 def equal_parts(entries: int, number: int, times: int = 1) -> int:
-    """As `side_by_side`, and no more than as few chunks need: their sizes are about the same."""
+    """As `side_by_side`, but chunks of about equal sizes, as few as possible."""
     most = side_by_side(entries, number, times)
     return math.ceil(number / math.ceil(number / most))
 
 
 def over_chunks(f: Callable[[PyTree], PyTree], xs: PyTree, size: int) -> PyTree:
-    """As ``jax.vmap(f)(xs)``, of at most `size` entries side by side.
+    """The same as ``jax.vmap(f)(xs)``, for at most `size` entries at a time.
 
-    All chunks have one size, so that `f` is compiled once: the last begins where the one before has
-    not ended, and what it computes again is left out.
+    All chunks have one size, so that `f` is compiled once. The last chunk overlaps the one before
+    it; what is computed twice is left out.
     """
     number = len(jax.tree.leaves(xs)[0])
     chunks = math.ceil(number / size)

@@ -15,7 +15,7 @@ from l2m_optax._support.checks import is_concrete
 from l2m_optax._support.types import Array
 
 _RESOLUTION = 0.02
-"""The spacing of the last grid: two per cent of what the logarithm is of."""
+"""The spacing of the last grid, in a logarithm: two per cent of the value."""
 _TOLERANCE = 1e-4
 _MAX_STEPS = 20
 
@@ -60,7 +60,7 @@ def zoom(losses: Callable[[Sequence[Array]], Array], axes: Sequence[Array], roun
         finest = spacing(axes)
         axes = [_between_neighbours(axis, i) for axis, i in zip(axes, at, strict=True)]
     value = jnp.min(values)
-    # A minimum between the bound and its neighbour is found by a finer grid: the last one decides.
+    # Only the last grid shows whether the minimum is on a bound, or beside it.
     found = jnp.isfinite(value)
     low, high = (found & (jnp.abs(point - end) < 0.5 * finest) for end in (first, last))
     return Minimum(point, value, low, high, found, rounds * math.prod(shape))
@@ -93,7 +93,7 @@ def rounds_for(low: float, high: float, points: int) -> int:
 
 
 def rounding(value: Array) -> Array:
-    """By how much two sums of this size may differ although they should be equal."""
+    """How far apart rounding may take two sums of this size that should be equal."""
     return 4 * float(np.finfo(value.dtype).eps) * jnp.abs(value)
 
 
@@ -114,7 +114,7 @@ def newton(
     reach: Array,
     bounds: tuple[Array, Array],
 ) -> Minimum:
-    """The minimum below `start`, by damped steps; it has converged when a step is below 1e-4.
+    """A minimum, by damped steps from `start`; it has converged when a step is below 1e-4.
 
     Levenberg's damping: a step that does not descend is not taken, and the next one is shorter.
 
@@ -129,7 +129,7 @@ def newton(
     def propose(state: _State) -> Array:
         free = moves[:, None] & moves[None, :]
         hessian = jnp.where(free, state.hessian, jnp.diag(jnp.where(moves, 0.0, 1.0)))
-        # Along a negative curvature Newton's step would climb: its absolute value descends.
+        # Along a negative curvature Newton's step would climb; with its absolute value it descends.
         values, vectors = jnp.linalg.eigh(hessian)
         stiffness = jnp.abs(values) + state.damping * jnp.max(jnp.abs(values)) + 1e-30
         gradient = jnp.where(moves, state.gradient, 0.0)
@@ -143,7 +143,7 @@ def newton(
         steps += 1
         proposal = propose(state)
         value, gradient, hessian = derivatives(proposal)
-        # What differs by rounding alone is no ascent: near the minimum the gradient knows better.
+        # A difference by rounding alone is no ascent: near the minimum the gradient is more exact.
         better = (value <= state.value + rounding(value)) & ~state.done
         small = jnp.all((jnp.abs(proposal - state.point) < _TOLERANCE) | ~moves)
         damping = jnp.where(better, state.damping / 10, 10 * state.damping + 0.01)

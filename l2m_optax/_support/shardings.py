@@ -1,6 +1,7 @@
 """Shardings that are part of an array's type: those of meshes with axes of `AxisType.Explicit`.
 
-There a product whose summed axis is sharded is refused, for its result could lie in several ways.
+On such a mesh JAX refuses a product that sums over a sharded axis, because its result could be
+sharded in several ways.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def explicit_sharding(like: Any) -> Any:
 
 
 def everywhere(x: Array) -> Array:
-    """The whole array on each device, where its type has a sharding; else the array itself."""
+    """The array, whole on each device if its type has a sharding; otherwise as it is."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return x

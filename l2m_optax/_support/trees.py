@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -43,8 +43,8 @@ def entry_key(entry: Any) -> Any:
 def words(path: Iterable[Any]) -> tuple[str, ...]:
     """The keys of a path as strings, the same with and without the types of the containers.
 
-    Without a last ``value`` too: flax nnx wraps leaves in variables, of which those of the
-    parameters and of the state need not agree. No two leaves of a tree differ in that alone.
+    A last ``value`` is left out: flax nnx wraps leaves in variables, and need not wrap those of the
+    parameters and of the state alike. No two leaves of a tree differ in that alone.
     """
     keys = tuple(str(entry_key(entry)) for entry in path)
     return keys[:-1] if keys[-1:] == ("value",) else keys
@@ -52,11 +52,26 @@ def words(path: Iterable[Any]) -> tuple[str, ...]:
 
 def broadcast(prefix: PyTree, like: PyTree) -> PyTree:
     """A prefix tree (most often one scalar) repeated for each leaf of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), for_each_leaf(prefix, like))
 
-    def repeat(value: Any, subtree: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: value, subtree)
 
-    return jax.tree.map(repeat, prefix, like)
+def for_each_leaf(
+    prefix: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[Any]:
+    """The value of a prefix tree at each leaf of `like`, in order.
+
+    Args:
+      prefix: a prefix tree of `like`.
+      like: any tree.
+      is_leaf: which nodes of `prefix` are values, besides its leaves.
+    """
+    found: list[Any] = []
+
+    def extend(value: Any, subtree: PyTree) -> None:
+        found.extend([value] * len(jax.tree.leaves(subtree)))
+
+    jax.tree.map(extend, prefix, like, is_leaf=is_leaf)
+    return found
 
 
 def statistics_dtype(*arrays: Any) -> jnp.dtype:

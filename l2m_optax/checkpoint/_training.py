@@ -16,7 +16,7 @@ from l2m_optax.checkpoint._item import find_item
 from l2m_optax.checkpoint._record import everywhere
 from l2m_optax.checkpoint._saved_tree import SavedTree
 from l2m_optax.moments._moment import SecondMoment, bias_weight
-from l2m_optax.moments._prior import told_prior
+from l2m_optax.moments._prior import declared_prior
 from l2m_optax.moments._second_moment import check_decay, second_moment
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
@@ -105,7 +105,7 @@ def from_training_state(
     else:
         state = saved.optimizer_state(tx, like)
         moment = second_moment(state, mean, tx=tx, decay=decay, count=count)
-        held = moment, told_prior(state)
+        held = moment, declared_prior(state)
     return laplace(mean, held, num_data=num_data, batch_size=batch_size, **arguments)
 
 

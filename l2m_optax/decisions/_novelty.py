@@ -30,14 +30,15 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
       - \mathbb E_\theta\, H\big[p(y | x, \theta)\big], \qquad
       \theta \sim N\big(\theta^*, \tfrac{1}{10} (F + \delta)^{-1}\big),$$
 
-    is near 0 where the data determine the prediction, be it certain or torn, and at most log K.
+    is near 0 where the data determine the prediction, whether it is certain or not; it is at most
+    log K.
 
     One posterior has two readings. Probabilities use the temperature T that predicts labels of the
     *training* distribution best. That T is often near 0, and at T = 0 no information is left. But
-    an alarm is for inputs from *elsewhere*, of which validation data say nothing; only the order of
-    its scores counts. So the posterior's T plays no part here, and the alarm has one of its own,
-    0.1. At T = 1 a diagonal of all layers is so wide on some networks that familiar inputs raise
-    the alarm, and turned digits do not (``make bench-tasks``).
+    an alarm is for inputs from *elsewhere*. Validation data show nothing of those, and only the
+    order of the scores counts. So the alarm does not use the posterior's T. It has its own, 0.1. At
+    T = 1 a diagonal of all layers is so wide on some networks that familiar inputs raise the alarm,
+    and rotated digits do not (``make bench-tasks``).
 
     The last layer alone, ``restrict(posterior, last_layer(apply_fn, posterior.mean, inputs))``, is
     a good alarm too, and a cheap one.
@@ -46,7 +47,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, K); hashable.
-      posterior: a `Posterior` of a classifier; its own temperature plays no part.
+      posterior: a `Posterior` of a classifier; its own temperature is not used.
       inputs: what `apply_fn` takes, rows being examples.
 
     Returns:

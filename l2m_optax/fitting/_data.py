@@ -16,7 +16,7 @@ from l2m_optax._support.types import PyTree
 from l2m_optax.tuning._targets import are_labels
 
 _BATCH = 1024
-"""Arrays are looked at so many examples at a time."""
+"""Number of examples of arrays that are read at a time."""
 
 
 class Sample(NamedTuple):
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
       inputs: a tree of arrays with a leading axis.
       targets: an array with the same axis.
       examples: number of examples of all the data.
-      per_example: observations an example: 1, or the length of its sequence of targets.
+      per_example: number of observations of an example: 1, or the length of its sequence.
     """
 
     inputs: PyTree
@@ -57,7 +57,7 @@ def as_loader(data: Any, name: str) -> Iterable[Any]:
 
 
 def sample(data: Any, name: str, most: int) -> Sample:
-    """At most so many examples, each as likely as any other; the same ones in every call.
+    """At most `most` examples, chosen uniformly at random; the same ones in every call.
 
     Raises:
       ValueError: if there are no data, a loader ends early, or lengths differ.
@@ -73,7 +73,7 @@ def sample(data: Any, name: str, most: int) -> Sample:
         kept = rows(_joined(kept, (inputs, targets)), best)
         ranks = ranks[best]
     inputs, targets = kept
-    # A label stands for itself, numbers for the row of them that is predicted at once.
+    # An observation is one label, or the row of real numbers along the last axis.
     per_example = targets.shape[1:] if are_labels(targets) else targets.shape[1:-1]
     return Sample(inputs, targets, examples, math.prod(per_example))
 
@@ -85,9 +85,9 @@ def _joined(kept: Any, batch: Any) -> Any:
 
 
 def share_seen(validation: Sample, training: Any) -> float:
-    """The share of validation inputs that stand among the training inputs, byte for byte.
+    """The share of validation inputs that are training inputs too, byte for byte.
 
-    Of a loader that is no list nothing is said: it would have to be read once more.
+    It is 0 for a loader that is no list, which would have to be read once more.
     """
     if not isinstance(training, tuple | list):
         return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.fitting._data import Sample, as_loader, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
-from l2m_optax.moments._prior import Prior, told_prior
+from l2m_optax.moments._prior import Prior, declared_prior
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._selection import restrict
@@ -106,6 +106,8 @@ def fit(
     """
     named = likelihood_named(likelihood)
     judge = judge_of(named, apply_fn)
+    if _declares_all(opt_state, named):
+        judge = _of_declared(judge)
     some = sample(data, "data", _EXAMPLES)
     held_out = None if validation is None else sample(validation, "validation", _VALIDATION)
     start = laplace(
@@ -120,16 +122,8 @@ def fit(
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
-        told = _tells(opt_state, named)
-        prior = _as_told if told else judge.prior
         loader = as_loader(data, "data")
-        whole = _scaled(start, scale)
-        if held_out is None:
-            found = _without_validation(apply_fn, prior(whole, loader), some, judge, told)
-        else:
-            parts = _propose(apply_fn, whole, some)
-            proposed = {name: prior(part, loader) for name, part in parts.items()}
-            found = _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
+        found = _choose(apply_fn, _scaled(start, scale), some, loader, held_out, judge)
     warnings = (
         *of_the_scale(scale),
         *_of_validation(held_out, data),
@@ -143,7 +137,7 @@ _NETWORK, _LAST, _ALL = "network", "last layer", "all layers"
 
 
 class _Found(NamedTuple):
-    """The name of the candidate that is taken, all of them, and the posterior."""
+    """The name of the candidate that is chosen, all candidates, and the posterior."""
 
     chosen: str
     candidates: tuple[Candidate, ...]
@@ -157,21 +151,45 @@ def _times(batch_size: int | Sequence[int], per_example: int) -> Any:
 
 
 def _scaled(posterior: Posterior, scale: ScaleCheck) -> Posterior:
-    """Divided by the ratio, where there is one: not of gradients that are all 0."""
+    """The posterior with F divided by the ratio.
+
+    If all gradients are 0, the ratio is no number to divide by, and F stays as it is.
+    """
     ratio = float(scale.ratio)
     return rescale(posterior, ratio) if 0 < ratio < np.inf else posterior
 
 
-def _tells(opt_state: PyTree, likelihood: str | Likelihood) -> bool:
-    """Whether the state holds all that the evidence would have to find."""
-    told = told_prior(opt_state) or Prior()
-    known = told.noise_variance is not None or likelihood != "gaussian"
-    return told.precision is not None and known
+def _declares_all(opt_state: PyTree, likelihood: str | Likelihood) -> bool:
+    """Whether the state declares all that the evidence would find: δ, and for numbers the noise."""
+    declared = declared_prior(opt_state) or Prior()
+    known = declared.noise_variance is not None or likelihood != "gaussian"
+    return declared.precision is not None and known
 
 
-def _as_told(posterior: Posterior, loader: Any) -> Posterior:
-    del loader
-    return posterior
+def _of_declared(judge: Judge) -> Judge:
+    """The judge for a state that declares prior and noise: neither of them is fitted again."""
+
+    def cold(posterior: Posterior, num_outputs: int) -> Posterior:
+        # The noise of the training already allows for the overcount of γ.
+        return with_noise(judge.cold(posterior, num_outputs), posterior.noise_variance)
+
+    return judge._replace(prior=lambda posterior, loader: posterior, cold=cold)
+
+
+def _choose(
+    apply_fn: ApplyFn,
+    whole: Posterior,
+    some: Sample,
+    loader: Iterable[Any],
+    held_out: Sample | None,
+    judge: Judge,
+) -> _Found:
+    """The posterior to return: the best by validation data, or without them a cold one."""
+    if held_out is None:
+        return _without_validation(apply_fn, judge.prior(whole, loader), some, judge)
+    parts = _propose(apply_fn, whole, some)
+    proposed = {name: judge.prior(part, loader) for name, part in parts.items()}
+    return _by_validation(proposed, (held_out.inputs, held_out.targets), judge)
 
 
 def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str, Posterior]:
@@ -184,13 +202,10 @@ def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str,
     return proposed | {_LAST: restrict(posterior, leaves)}
 
 
-def _without_validation(
-    apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge, told: bool
-) -> _Found:
+def _without_validation(apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge) -> _Found:
+    """All layers at a small temperature."""
     shape = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape
     posterior = judge.cold(whole, shape[-1])
-    if told:  # its noise allows for the overcount already
-        posterior = with_noise(posterior, whole.noise_variance)
     nan = float("nan")
     candidates = (
         Candidate(_NETWORK, 0.0, nan, nan, nan, {}),
@@ -200,7 +215,7 @@ def _without_validation(
 
 
 def _by_validation(proposed: dict[str, Posterior], pair: Pair, judge: Judge) -> _Found:
-    """The best, the network among them, of which the first wins if several are equal."""
+    """The best of the proposed posteriors and the network alone; the first one wins a tie."""
     posteriors = {_NETWORK: judge.mode(proposed[_ALL], pair)}
     posteriors |= {name: judge.tuned(p, pair).posterior for name, p in proposed.items()}
     verdicts = {name: judge.verdict(p, pair) for name, p in posteriors.items()}
@@ -224,6 +239,6 @@ def _of_validation(held_out: Sample | None, data: Any) -> Iterator[str]:
     share = 0.0 if held_out is None else share_seen(held_out, data)
     if share > 0.1:
         yield (
-            f"{share:.0%} of the validation inputs stand among the training inputs, so that what "
-            "they say is too good: hold data out of training"
+            f"{share:.0%} of the validation inputs are training inputs too, so that they are "
+            "predicted too well: hold data out of training"
         )

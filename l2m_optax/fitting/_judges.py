@@ -1,4 +1,4 @@
-"""What `fit` needs of a likelihood: how to predict, how to judge that, how to choose T."""
+"""What `fit` needs for a likelihood: how to predict, how to judge predictions, how to choose T."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from l2m_optax.tuning._validation import tune
 
 _LEVEL = 0.9
 _DRAWS = 64
-"""The draws of a likelihood that has no exact predictive."""
+"""Number of draws for a likelihood without an exact predictive."""
 
 
 class Verdict(NamedTuple):
-    """How held-out data were predicted.
+    """How well held-out data were predicted.
 
     Attributes:
       log_probs: of each example, a mean over its observations, shape (n,).
@@ -126,7 +126,7 @@ def _of_numbers(apply_fn: ApplyFn) -> Judge:
         return _at_mode(with_noise(posterior, noise), pair)
 
     def cold(posterior: Posterior, num_outputs: int) -> Posterior:
-        number = jnp.asarray(posterior.num_data) * num_outputs  # each of them has its residual
+        number = jnp.asarray(posterior.num_data) * num_outputs  # every output has a residual
         gamma = effective_parameters(posterior)
         noise = posterior.noise_variance * (number - gamma) / (number - OF_NUMBERS * gamma)
         return with_noise(posterior, noise)._replace(temperature=jnp.asarray(OF_NUMBERS))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from l2m_optax.tuning._scale_check import ScaleCheck
 
 OFF = 3.0
-"""A scale that is off by more than this factor is not what an optimizer's memory explains."""
+"""A scale that is off by more than this factor: the memory of an optimizer does not explain it."""
 
 
 class Candidate(NamedTuple):
@@ -98,7 +98,7 @@ def _number(value: float) -> str:
 
 
 def of_the_scale(scale: ScaleCheck) -> Iterator[str]:
-    """What to think of when the state's F is far from the exact one."""
+    """A warning with possible causes, if the state's F is far from the exact one."""
     ratio = float(scale.ratio)
     exact = [float(scale.empirical), float(scale.true)]  # the second is NaN where it is not known
     if not any(1 / OFF < float(scale.posterior) / f < OFF for f in exact if f > 0):
@@ -106,7 +106,7 @@ def of_the_scale(scale: ScaleCheck) -> Iterator[str]:
             f"the state's F was {ratio:.2g} times the exact one, and was corrected; possible "
             "causes: sequences counted where tokens are observations; a loss_scale that was "
             "forgotten; a smaller last batch, or batches that changed (pass their sizes as "
-            "batch_size); parameters of another step than the state's, as the best ones of early "
-            "stopping; gradients clipped before tx saw them; large batches; dropout, which the "
-            "training gradients had and apply_fn has not"
+            "batch_size); parameters of another step than the state's, such as the best ones of "
+            "early stopping; gradients clipped before tx saw them; large batches; dropout, which "
+            "the training gradients had and apply_fn has not"
         )

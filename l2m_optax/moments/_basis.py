@@ -2,8 +2,8 @@ r"""A basis for the second moment of a leaf: rotations of one or both sides of a
 
 A leaf is folded into a matrix G of shape (m, n), or a stack of them, and its second moment is the
 mean of $(\text{left}^\top G\, \text{right})^2$. A prior precision that is one number a leaf is the
-same in every basis. So sums over F, such as the evidence, do not know of bases; only what looks at
-single entries of the parameters goes through the functions here.
+same in every basis. So sums over F, such as the evidence, need no basis. The functions here are for
+single entries of the parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_alive, check_finite, complaint, is_concrete, path_name
 from l2m_optax._support.shardings import everywhere, explicit_sharding, moved_to
-from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.trees import for_each_leaf, statistics_dtype
 from l2m_optax._support.types import Array, PyTree
 
 _ORTHOGONAL = 0.05
@@ -27,10 +27,10 @@ _ORTHOGONAL = 0.05
 class Basis(NamedTuple):
     r"""Two orthogonal matrices Q, whose columns are a basis for the sides of a leaf.
 
-    Their shapes say how the leaf is folded. Leading axes b of `left` and `right` are axes of the
-    leaf too, each entry of which is a matrix with a basis of its own. The axes behind them are
-    split into two groups of neighbours: those whose sizes multiply to m, and to n. A leaf that is
-    raveled has one `left` of shape (size, size), which makes its covariance a full matrix.
+    Their shapes say how the leaf is folded. Leading axes b of `left` and `right` are the leading
+    axes of the leaf too: it is a stack of matrices, each with a basis of its own. The other axes of
+    the leaf are split into two groups of neighbours, whose sizes multiply to m and to n. If the
+    leaf is raveled, `left` has the shape (size, size), and the covariance is a full matrix.
 
     Attributes:
       left: of shape (\*b, m, m), or `None` for the identity.
@@ -73,7 +73,7 @@ def rotate_back(basis: Basis | None, x: Array) -> Array:
 def diagonal(basis: Basis | None, x: Array) -> Array:
     r"""The diagonal of $Q\,\mathrm{diag}(x)\,Q^\top$: $\text{left}^2\, X\, (\text{right}^2)^\top$.
 
-    The squares are those of each entry.
+    Each entry of `left` and `right` is squared.
     """
     left, right = basis or Basis()
     return _between(_squared(left), x, _transposed(_squared(right)))
@@ -94,7 +94,7 @@ def _between(left: Array | None, x: Array, right: Array | None) -> Array:
 
 
 def fold(left: Array | None, right: Array | None, x: Array) -> Array:
-    r"""A leaf as matrices with sides as long as these, of which one at least is there.
+    r"""The leaf as matrices with sides as long as `left` and `right`, one of which may be `None`.
 
     Args:
       left: of shape (\*b, m, m).
@@ -110,7 +110,7 @@ def fold(left: Array | None, right: Array | None, x: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """Not in the few digits that some devices multiply float32 with by default."""
+    """The matrix product with all digits of float32; some devices use fewer by default."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -127,13 +127,7 @@ def _squared(side: Array | None) -> Array | None:
 
 def bases(basis: PyTree, like: PyTree) -> list[Basis | None]:
     """The basis of each leaf of `like`, from a prefix tree of bases and `None`."""
-    found: list[Basis | None] = []
-
-    def extend(one: Basis | None, subtree: PyTree) -> None:
-        found.extend([one] * len(jax.tree.leaves(subtree)))
-
-    jax.tree.map(extend, basis, like, is_leaf=_is_one)
-    return found
+    return for_each_leaf(basis, like, is_leaf=_is_one)
 
 
 def over_leaves(
@@ -167,7 +161,7 @@ def align_basis(basis: PyTree, params: PyTree) -> PyTree:
 
 
 def _fitting(path: Any, one: Basis | None, leaf: Any) -> Basis | None:
-    """A basis that folds the leaf.
+    """The basis, if it folds the leaf.
 
     Raises:
       ValueError: if it does not.
@@ -181,7 +175,7 @@ def _fitting(path: Any, one: Basis | None, leaf: Any) -> Basis | None:
 
 
 def _folds(one: Basis, shape: tuple[int, ...]) -> bool:
-    """Whether the sides are as long as two groups of neighbouring axes, behind stacked ones."""
+    """Whether the sides are as long as two groups of neighbouring axes, after the stacked axes."""
     sides = [jnp.shape(side) for side in one if side is not None]
     if any(len(side) < 2 or side[-1] != side[-2] or side[-1] < 1 for side in sides):
         return False
@@ -200,7 +194,7 @@ def check_basis(basis: PyTree) -> None:
     """Refuse sides that are not orthogonal; traced arrays pass.
 
     Raises:
-      ValueError: if a side was donated, or its columns are no orthonormal basis.
+      ValueError: if a side was donated, or its columns are not orthonormal.
       FloatingPointError: if it holds NaN or infinity.
     """
     remedy = "pass eigenvectors, as jnp.linalg.eigh returns them"

@@ -1,9 +1,9 @@
 r"""Running means of $G G^\top$ and $G^\top G$, and the second moment in their eigenbases.
 
 With the eigenvalues $\lambda$ of $L = \mathbb{E}[G G^\top]$ and $\mu$ of
-$R = \mathbb{E}[G^\top G]$, the moment in the eigenbases is taken for the Kronecker product
-$\lambda_i \mu_j / t$ with $t = \mathrm{tr}\, L = \mathrm{tr}\, R = \sum \nu$, the trace that all of
-them have in common. It is exact where $\mathbb{E}[\mathrm{vec}(G) \mathrm{vec}(G)^\top]$ is such a
+$R = \mathbb{E}[G^\top G]$, the moment in the eigenbases is taken to be the Kronecker product
+$\lambda_i \mu_j / t$. Here $t = \mathrm{tr}\, L = \mathrm{tr}\, R = \sum \nu$ is the trace that all
+three have in common. It is exact where $\mathbb{E}[\mathrm{vec}(G) \mathrm{vec}(G)^\top]$ is such a
 product: for a dense layer, where inputs and cotangents are independent.
 """
 
@@ -54,7 +54,7 @@ def in_eigenbases(nu: PyTree, factors: PyTree) -> tuple[PyTree, PyTree]:
 
     Args:
       nu: the mean of squares of the gradients themselves.
-      factors: for each leaf of it `Factors` or `None`.
+      factors: `Factors` or `None` for each leaf of `nu`.
 
     Returns:
       The mean of squares in the bases, and a tree of `Basis` and `None`, both like `nu`.
@@ -89,14 +89,14 @@ def _kronecker(nu: Array, left: _Eigen, right: _Eigen) -> tuple[Array, Basis | N
 
 
 def _shares(values: Array) -> Array:
-    """Eigenvalues divided by their sum, those that rounding made negative being 0."""
+    """Eigenvalues divided by their sum; rounding makes some negative, and these become 0."""
     values = jnp.where(values < 0, 0.0, values)  # NaN stays
     total = jnp.sum(values, axis=-1, keepdims=True)
     return values / jnp.where(total == 0, 1.0, total)
 
 
 def _eigh(matrices: Sequence[Array | None]) -> list[_Eigen]:
-    """The eigenvalues and eigenvectors of each matrix or stack, all of one size at once."""
+    """The eigenvalues and eigenvectors of each matrix or stack; one call for each size."""
     alike: dict[tuple[int, jnp.dtype], dict[int, Array]] = defaultdict(dict)
     for i, matrix in enumerate(matrices):
         if matrix is not None:

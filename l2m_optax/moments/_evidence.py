@@ -1,4 +1,4 @@
-"""What the evidence says of one leaf: how many parameters data determine, and what others cost."""
+"""Two terms of the evidence, entry by entry: how far data determine it, and its penalty."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from l2m_optax._support.types import Array, ArrayLike
 def determined(data_precision: Array, prior_precision: ArrayLike) -> Array:
     r"""The share of each parameter that the data determine, $F/(F+\delta)$; its sum is γ.
 
-    The evidence's maximum in δ is where $\gamma = \delta \lVert\theta - \theta_0\rVert^2$.
+    The evidence has its maximum in δ where $\gamma = \delta \lVert\theta - \theta_0\rVert^2$.
     """
     return data_precision / (data_precision + prior_precision)
 
 
 def penalty(data_precision: Array, prior_precision: ArrayLike, deviation: Array) -> Array:
-    r"""What each parameter takes from the log evidence.
+    r"""What is subtracted from the log evidence for each parameter.
 
     $$\tfrac12 \delta (\theta - \theta_0)^2 + \tfrac12 \log\frac{F + \delta}{\delta}$$
     """

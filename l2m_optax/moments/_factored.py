@@ -8,7 +8,7 @@ import numpy as np
 
 
 def rows_and_columns(path: str) -> tuple[str, str]:
-    """Where adafactor keeps two means in place of the moment at `path`, which is empty then.
+    """The paths of the two means that adafactor keeps in place of the moment at `path`.
 
     The first is the mean over the longest axis, the second the mean over the second longest.
     """

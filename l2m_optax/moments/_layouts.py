@@ -1,6 +1,6 @@
-"""Which type of optimizer state keeps what under which name, and the walk that finds them.
+"""The known types of optimizer state: the names of their fields, and the search for them.
 
-This is the one table of types; only what a type cannot say is left to `identify`.
+This is the only table of types. `identify` finds what a type does not show.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from l2m_optax.moments._moment import SecondMoment
 
 
 class Layout(NamedTuple):
-    """The fields of one type of state beside `nu`, and the hyperparameters behind its decays.
+    """The fields of one type of state besides `nu`, and the hyperparameters that are its decays.
 
     Attributes:
-      optimizers: those that keep it and whose `nu` is a running mean of squares.
+      optimizers: the optimizers with this state whose `nu` is a running mean of squares.
       mu: the field of the running mean of the gradients.
       steps: the field that counts updates.
       decay: the hyperparameter that is the decay of `nu`.
       mean_decay: the hyperparameter that is the decay of `mu`.
       others: further fields.
-      shared: whether other optimizers keep something else in the same type.
+      shared: whether other optimizers keep another quantity in a state of this type.
     """
 
     optimizers: str
@@ -52,14 +52,14 @@ LAYOUTS = {
     "ScaleByRStdDevState": Layout("rmsprop", "mu", None, "decay", "decay"),
     "ScaleByRStdDevWithCountState": Layout("rmsprop", "mu", "count", "decay", "decay"),
 }
-"""Known states by class name, for optax does not export every class. All hold `nu`."""
+"""The known types by class name, because optax does not export every class. All have `nu`."""
 SIBLINGS = frozenset(layout.siblings for layout in LAYOUTS.values())
-"""The names of the fields, `nu` among them: all that a checkpoint without types keeps of them."""
+"""The field names of each type, with `nu`: a checkpoint without types keeps only these."""
 
 
 @runtime_checkable
 class HoldsSecondMoment(Protocol):
-    """A state that can say itself what its second moment is."""
+    """A state that declares its second moment."""
 
     def read_second_moment(self) -> SecondMoment:
         """The second moment that this state holds."""
@@ -70,12 +70,12 @@ class Found(NamedTuple):
     """A state that holds a second moment.
 
     Attributes:
-      path: where it sits, as in ``"opt_state[0]"``.
-      moment: what it holds.
-      decay: decay of the squares, where it is injected around it.
-      mean_decay: decay of the gradients' mean, likewise.
-      told: whether the state says itself what its moment is; otherwise its type tells.
-      certain: whether type and surroundings say that it is a mean of squares.
+      path: where the state is, as in ``"opt_state[0]"``.
+      moment: its second moment.
+      decay: decay of the squares, if `optax.inject_hyperparams` around the state holds it.
+      mean_decay: the same for the mean of the gradients.
+      declared: whether the state declares its moment; otherwise its type is known.
+      certain: whether the type and its surroundings show that it is a mean of squares.
       accumulated: whether it lies inside `optax.MultiSteps`.
     """
 
@@ -83,24 +83,24 @@ class Found(NamedTuple):
     moment: SecondMoment
     decay: ArrayLike | None = None
     mean_decay: ArrayLike | None = None
-    told: bool = False
+    declared: bool = False
     certain: bool = True
     accumulated: bool = False
 
 
 def find(opt_state: PyTree) -> Found:
-    """The one state inside `opt_state` that holds a second moment; those that say so come first.
+    """The one state inside `opt_state` that holds a second moment; declared moments come first.
 
     Raises:
       TypeError: if there is none, or more than one.
     """
     hits = list(walk(opt_state, "opt_state"))
-    hits = [hit for hit in hits if hit.told] or hits
+    hits = [hit for hit in hits if hit.declared] or hits
     if len(hits) == 1:
         return hits[0]
     if hits:
         remedy = "pass the part of the state that you want read"
-        remedy = remedy if hits[0].told else f"pass tx=, or {remedy}"
+        remedy = remedy if hits[0].declared else f"pass tx=, or {remedy}"
         raise TypeError(several([hit.path for hit in hits], remedy))
     names = sorted({type(node).__name__ for node in _named_nodes(opt_state)})
     read = ", ".join(dict.fromkeys(layout.optimizers for layout in LAYOUTS.values()))
@@ -115,20 +115,20 @@ def find(opt_state: PyTree) -> Found:
 
 
 def several(paths: list[str], remedy: str) -> str:
-    """The complaint about more than one moment."""
+    """The message about more than one second moment."""
     shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
     return complaint("opt_state", "one second moment", f"{len(paths)}: {shown}", remedy)
 
 
-def with_told(moment: SecondMoment, state: PyTree) -> SecondMoment:
-    """`moment` with what the state itself says of it, and running it cannot show.
+def with_declared(moment: SecondMoment, state: PyTree) -> SecondMoment:
+    """`moment` with what the state declares and running its transformation cannot show.
 
-    That is its decay, where running it showed none, and the bases of leaves, with `nu` in them.
+    This is the decay, if running it showed none, and the bases of the leaves, with `nu` in them.
     """
-    told = [hit.moment for hit in walk(state, "") if hit.told]
-    if moment.decay is None and len(told) == 1:
-        moment = moment._replace(decay=told[0].decay)
-    found = {path: pair for one in told for path, pair in _in_bases(one).items()}
+    declared = [hit.moment for hit in walk(state, "") if hit.declared]
+    if moment.decay is None and len(declared) == 1:
+        moment = moment._replace(decay=declared[0].decay)
+    found = {path: pair for one in declared for path, pair in _in_bases(one).items()}
     if not found:
         return moment
 
@@ -142,14 +142,14 @@ def with_told(moment: SecondMoment, state: PyTree) -> SecondMoment:
 
 
 def _in_bases(moment: SecondMoment) -> dict[str, tuple[Basis | None, Any]]:
-    """By the path of a leaf that has one: its basis, and its moment there."""
+    """For each leaf with a basis, by path: the basis, and the moment in it."""
     leaves = jax.tree_util.tree_leaves_with_path(moment.nu)
     pairs = zip(leaves, bases(moment.basis, moment.nu), strict=True)
     return {path_name(path, ""): (one, nu) for (path, nu), one in pairs if one is not None}
 
 
 def walk(state: PyTree, path: str) -> Iterator[Found]:
-    """Every state inside `state` that says what it holds, or whose type is known."""
+    """Every state inside `state` that declares its moment, or whose type is known."""
     yield from _walk(state, path, {}, accumulated=False)
 
 
@@ -158,9 +158,9 @@ def _walk(
 ) -> Iterator[Found]:
     for keys, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_known):
         here = path_name(keys, path)
-        if says_itself(node):
+        if declares_moment(node):
             moment = node if isinstance(node, SecondMoment) else node.read_second_moment()
-            yield Found(here, moment, told=True, accumulated=accumulated)
+            yield Found(here, moment, declared=True, accumulated=accumulated)
         elif _accumulates(node):
             inside = f"{here}.inner_opt_state"
             yield from _walk(node.inner_opt_state, inside, hyperparams, accumulated=True)
@@ -172,7 +172,7 @@ def _walk(
 
 
 def _listed(node: Any, path: str, hyperparams: Mapping[str, ArrayLike]) -> Found:
-    """What a state of a known type holds, with the hyperparameters injected around it."""
+    """The moment of a state whose type is known, with the decays that are injected around it."""
     layout = LAYOUTS[type(node).__name__]
     count = None if layout.steps is None else getattr(node, layout.steps)
     mu = None if layout.mu is None else getattr(node, layout.mu)
@@ -186,18 +186,21 @@ def _listed(node: Any, path: str, hyperparams: Mapping[str, ArrayLike]) -> Found
 
 
 def _is_of_adams_family(hyperparams: Mapping[str, ArrayLike]) -> bool:
-    """Adamax, yogi and adopt take no `eps_root`; `scale_by_yogi` does, and an accumulator."""
+    """Whether hyperparameters are those of Adam's family.
+
+    Adamax, yogi and adopt have no `eps_root`; `scale_by_yogi` has one, and an initial accumulator.
+    """
     return "eps_root" in hyperparams and "initial_accumulator_value" not in hyperparams
 
 
 def _constants(node: Any) -> dict[str, ArrayLike]:
-    """The hyperparameters that no schedule moves: the value held is the one that was used."""
+    """The hyperparameters without a schedule: every update used the value that the state holds."""
     scheduled = getattr(node, "hyperparams_states", {})
     return {name: value for name, value in node.hyperparams.items() if name not in scheduled}
 
 
-def says_itself(node: Any) -> bool:
-    """Whether a state says itself what its second moment is."""
+def declares_moment(node: Any) -> bool:
+    """Whether a state declares its second moment."""
     return isinstance(node, SecondMoment | HoldsSecondMoment)
 
 
@@ -214,11 +217,11 @@ def _accumulates(node: Any) -> bool:
 
 
 def _is_known(node: Any) -> bool:
-    return says_itself(node) or _is_listed(node) or _is_injected(node) or _accumulates(node)
+    return declares_moment(node) or _is_listed(node) or _is_injected(node) or _accumulates(node)
 
 
 def _named_nodes(state: PyTree) -> Iterator[Any]:
-    """Every NamedTuple in `state`: what a refusal can name."""
+    """Every NamedTuple in `state`, to name them in an error."""
     if hasattr(state, "_fields"):
         yield state
     children = jax.tree.leaves(state, is_leaf=lambda node: node is not state)

@@ -14,26 +14,26 @@ from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._basis import Basis, align_basis
 
 NEGLIGIBLE = 0.01
-"""The relative error of a moment that may be passed over."""
+"""The largest relative error of a moment that is ignored."""
 
 
 class SecondMoment(NamedTuple):
-    """A running mean of squared gradients, as the optimizer holds it, and what undoes its bias.
+    """A running mean of squared gradients, as the optimizer holds it, and how to undo its bias.
 
     Numbers have shape (), or the leading axes of an ensemble where `nu` has them too.
 
     Attributes:
       nu: the optimizer's own arrays, in the structure of the parameters and of their shapes; `None`
         at a leaf that has no second moment.
-      weight: what the weights of the mean sum to, a number or a prefix tree of `nu`:
+      weight: the sum of the weights of the mean, a number or a prefix tree of `nu`:
         ``1 - decay**count`` for a mean that started from zero, 1 for one that is unbiased.
       count: number of updates the mean has seen, int32, or `None` where unknown.
       decay: decay of the mean, float, or `None` where unknown.
       mu: the running mean of the gradients themselves, like `nu`, or `None`.
-      mu_weight: what the weights of `mu` sum to.
+      mu_weight: the sum of the weights of `mu`.
       mu_decay: decay of `mu`, float, or `None` where unknown.
-      offset: what `nu` holds besides the weighted mean, a number or a prefix tree of `nu`: the
-        initial value of adagrad.
+      offset: what was added to the weighted mean, a number or a prefix tree of `nu`: the initial
+        value of adagrad.
       micro_steps: batches whose gradients are averaged before they are squared, as
         `optax.MultiSteps` does, a whole number; `laplace` multiplies the batch size by it.
       basis: a prefix tree of `nu` of `Basis` and `None`. Where it has a `Basis`, `nu` is the mean
@@ -61,8 +61,8 @@ def debiased(moment: SecondMoment) -> PyTree:
       moment: a `SecondMoment`.
 
     Returns:
-      A tree like ``moment.nu``. An entry that no mean of squares can have (it is negative, infinite
-      or NaN) gives NaN, for under `jit` it cannot be refused.
+      A tree like ``moment.nu``. A negative, infinite or NaN entry gives NaN, because under `jit` it
+      cannot be refused.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ def _debias_leaf(nu: Array, weight: ArrayLike, offset: ArrayLike) -> Array:
     held = jnp.asarray(nu, statistics_dtype(nu))
     held = jnp.where(is_not_negative(held), held, jnp.nan)
     if not isinstance(offset, int | float) or offset != 0:
-        # Rounding may leave less than the offset where no gradient ever came.
+        # Where no gradient came, rounding may leave a little less than the offset.
         held = jnp.maximum(held - leading(offset, held), 0.0)
     return held / leading(weight, held)
 
@@ -94,7 +94,7 @@ def bias_weight(decay: ArrayLike, count: ArrayLike) -> Array:
     """``1 - decay**count`` without cancellation, for decays near 1 and small counts too."""
     if not is_concrete(decay):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * jnp.log1p(jnp.asarray(decay) - 1.0))
-    with np.errstate(divide="ignore"):  # the logarithm of a decay of 0, of which nothing is left
+    with np.errstate(divide="ignore"):  # log(0) is right for a decay of 0
         log_decay = np.log1p(np.asarray(decay, np.float64) - 1.0)
     if not is_concrete(count):
         return -jnp.expm1(jnp.asarray(count, jnp.float32) * log_decay.astype(np.float32))
@@ -126,7 +126,7 @@ def check_updated(path: str, count: ArrayLike | None) -> None:
 
 
 def updated_weight(weight: ArrayLike | PyTree, count: ArrayLike | None) -> ArrayLike | PyTree:
-    """`weight`, or NaN for a state that has seen no gradient and cannot be refused under `jit`."""
+    """`weight`; NaN for a traced state that has seen no gradient, which cannot be refused."""
     if count is None or is_concrete(count):
         return weight
     updated = jnp.asarray(count) > 0

@@ -1,4 +1,4 @@
-"""States that say what prior the parameters were trained with."""
+"""States that declare the prior with which the parameters were trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Prior(NamedTuple):
     Attributes:
       precision: δ, a tree of numbers like the parameters; `None` where it is not known.
       mean: θ0, like the parameters; `None` for zero.
-      noise_variance: s² of Gaussian observations; `None` where it was not sought.
+      noise_variance: s² of Gaussian observations; `None` where it was not fitted.
     """
 
     precision: PyTree | None = None
@@ -26,43 +26,43 @@ class Prior(NamedTuple):
 
 @runtime_checkable
 class HoldsPrior(Protocol):
-    """A state that can say itself what prior the parameters were trained with."""
+    """A state that declares the prior with which the parameters were trained."""
 
     def read_prior(self) -> Prior:
         """The prior that this state holds."""
         ...
 
 
-def told_prior(opt_state: PyTree) -> Prior | None:
-    """The prior that a state inside `opt_state` says it holds.
+def declared_prior(opt_state: PyTree) -> Prior | None:
+    """The prior that a state inside `opt_state` declares, or `None`.
 
     Raises:
-      TypeError: if more than one state says so.
+      TypeError: if more than one state declares one.
     """
-    nodes = filter(_says_prior, jax.tree.leaves(opt_state, is_leaf=_says_prior))
-    told = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
-    if len(told) > 1:
+    nodes = filter(_declares_prior, jax.tree.leaves(opt_state, is_leaf=_declares_prior))
+    declared = [node if isinstance(node, Prior) else node.read_prior() for node in nodes]
+    if len(declared) > 1:
         remedy = "pass second_moment(opt_state, params), and prior_precision="
-        raise TypeError(complaint("opt_state", "one prior", str(len(told)), remedy))
-    return told[0] if told else None
+        raise TypeError(complaint("opt_state", "one prior", str(len(declared)), remedy))
+    return declared[0] if declared else None
 
 
-def _says_prior(node: Any) -> bool:
+def _declares_prior(node: Any) -> bool:
     return isinstance(node, Prior | HoldsPrior)
 
 
-def for_each(tree: PyTree, params: PyTree) -> PyTree:
-    """The values of a told prior in the structure of `params`, matched by path.
+def align_precision(precision: PyTree, params: PyTree) -> PyTree:
+    """A declared prior precision in the structure of `params`, matched by path.
 
     Raises:
-      ValueError: if there is none for one of the parameters.
+      ValueError: if one of the parameters has none.
     """
-    held = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    held = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(precision)}
 
     def find(path: Any, _: Any) -> Any:
         name = path_name(path, "")
         if name not in held:
-            remedy = "pass prior_precision=, for the optimizer's is of a part of the parameters"
+            remedy = "pass prior_precision=: the optimizer's is for a part of the parameters only"
             got = f"no such leaf ({len(held)} others)"
             raise ValueError(complaint(f"prior_precision{name}", "a value", got, remedy))
         return held[name]

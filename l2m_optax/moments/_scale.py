@@ -36,12 +36,12 @@ def data_scale(
     r"""The scale $\frac{N B k}{c^2} \cdot \frac{N-1}{N - B k}$, float32 of shape ().
 
     Products are made of Python's numbers: those of NumPy and JAX overflow in silence (1,281,167
-    images times 2,048 is more than 32 bits hold). A number that is traced and cannot be makes it
-    NaN.
+    images times 2,048 is more than 32 bits hold). An impossible number that is traced makes the
+    scale NaN.
 
-    Batches of sizes $B_1, \dots, B_m$ are seen equally often, and the running mean averages the
-    variances of their mean gradients, $\frac1m \sum_j \frac{1}{B_j}$ but for what all share. So
-    B is the harmonic mean of the sizes.
+    Batches of sizes $B_1, \dots, B_m$ are seen equally often. The running mean averages the
+    variances of their mean gradients, which are proportional to $1/B_j$. So B is the harmonic mean
+    of the sizes.
 
     Args:
       num_data: N, number of examples.
@@ -65,7 +65,7 @@ def data_scale(
 
 
 def _sizes(batch_size: int | Sequence[int]) -> list[int]:
-    """The sizes of an epoch's batches; of one where there is one number for all."""
+    """The sizes of an epoch's batches; one size if there is one number for all."""
     several = isinstance(batch_size, list | tuple) or np.ndim(batch_size) == 1
     sizes: Sequence[Any] = list(batch_size) if several else [batch_size]  # type: ignore[arg-type]
     if not sizes:
@@ -77,7 +77,7 @@ def _sizes(batch_size: int | Sequence[int]) -> list[int]:
 
 
 def _check_epoch(data: int, sizes: Sequence[int]) -> None:
-    """Refuse a batch of all examples, and an epoch of more than there are."""
+    """Refuse a batch of all examples, and an epoch of more examples than there are."""
     _left(data, Fraction(max(sizes)), 1)
     if len(sizes) > 1 and sum(sizes) > data:
         expected = f"an epoch of at most num_data = {data} examples"
@@ -86,11 +86,12 @@ def _check_epoch(data: int, sizes: Sequence[int]) -> None:
 
 
 def _together(steps: Any, batches: int) -> Any:
-    r"""How many of the k batches of an update are of one epoch, which have no example in common.
+    r"""The number that replaces k in $N - B k$, because an update may span two epochs.
 
-    It takes the place of k in $N - B k$. Where k divides the m batches of an epoch, it is k. Else
-    some updates begin in an epoch, with a batches, and end in the next one. As many begin at each
-    multiple of $g = \gcd(k, m)$, and the mean of $(a^2 + (k-a)^2)/k$ is $k - (k^2 - g^2)/(3m)$.
+    Only batches of one epoch have no example in common. If k divides the number m of an epoch's
+    batches, each update lies in one epoch, and the number is k. Otherwise some updates take a
+    batches from one epoch and k - a from the next. Updates begin equally often at each multiple of
+    $g = \gcd(k, m)$, so that the mean of $(a^2 + (k-a)^2)/k$ is $k - (k^2 - g^2)/(3m)$.
     """
     if isinstance(steps, int):
         if steps > batches:
@@ -105,7 +106,7 @@ def _together(steps: Any, batches: int) -> Any:
 
 
 def _micro_steps(micro_steps: ArrayLike) -> Any:
-    """The one number of micro-steps, an int or else traced; an ensemble holds it several times."""
+    """The number of micro-steps, an int or traced; an ensemble has the same for each member."""
     if not is_concrete(micro_steps):
         steps = jnp.asarray(micro_steps, jnp.float32)
         return or_nan(steps, lambda k: is_positive(k) & (k == jnp.floor(k)))
@@ -118,9 +119,9 @@ def _micro_steps(micro_steps: ArrayLike) -> Any:
 
 
 def _left(data: int, batch: Fraction, steps: Any) -> Any:
-    """N - B·k, which no rounding may take to 0 or below; NaN if k is traced and too large."""
+    """N - B·k, which rounding does not make 0 or negative; NaN if k is traced and too large."""
     if not isinstance(steps, int | Fraction):
-        # With N = B·q + r this is B·(q - k) + r, where nothing cancels but small whole numbers.
+        # With N = B·q + r it is B·(q - k) + r: only the small whole numbers q and k cancel.
         whole, rest = divmod(data, batch)
         return or_nan((whole - steps) * float(batch) + float(rest), is_positive)
     if batch * steps >= data:
@@ -134,7 +135,7 @@ def _left(data: int, batch: Fraction, steps: Any) -> Any:
 
 
 def _sound(scale: Any) -> jax.Array:
-    """The scale in float32, which must be able to hold it."""
+    """The scale in float32; it is refused if float32 cannot hold it."""
     if is_concrete(scale):
         limits = np.finfo(np.float32)
         if not float(limits.tiny) <= scale <= float(limits.max):

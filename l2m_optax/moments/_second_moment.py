@@ -15,8 +15,9 @@ import optax
 
 from l2m_optax._support.checks import check_alive, complaint, is_concrete
 from l2m_optax._support.types import ArrayLike, PyTree
+from l2m_optax.moments._declared import identify_declared, with_types
 from l2m_optax.moments._identification.trace import gradient_tree
-from l2m_optax.moments._layouts import Found, find, with_told
+from l2m_optax.moments._layouts import Found, find, with_declared
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
     SecondMoment,
@@ -26,7 +27,6 @@ from l2m_optax.moments._moment import (
     updated_weight,
 )
 from l2m_optax.moments._read import read
-from l2m_optax.moments._told import identify_told, with_types
 
 _LONGEST_USUAL_DECAY = 0.999
 
@@ -46,33 +46,33 @@ def second_moment(
     $\nu_t = (1-\beta) \sum_{s \le t} \beta^{t-s} g_s^2$, whose weights sum to $1 - \beta^t$;
     `debiased` divides by that sum. No array is copied: the leaves of ``.nu`` are the state's own.
 
-    A state that says itself what it holds comes first, whatever else is in the chain: that of
+    A state that declares its moment comes first, whatever else is in the chain: the state of
     `track_second_moment`, of `expose_second_moment`, or any with a method ``read_second_moment``.
 
     With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
     depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
     columns (adafactor); leaves that have none (muon's matrices, masked and frozen parts) are `None`
-    and become fixed. Anything else is refused, and so are gradients that were clipped or decayed
-    before they were squared.
+    and become fixed. Anything else is refused, for example a mean of gradients that were clipped or
+    decayed before they were squared.
 
     Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
     amsgrad and rmsprop (plain, centered, with bias correction), at any depth of `optax.chain`,
     `optax.named_chain`, `optax.inject_hyperparams` and a flax ``TrainState.opt_state``. A type does
-    not say all. Adamax, yogi and adopt, whose moments are others, keep the state of Adam, which is
-    refused therefore unless the caller vouches by `decay` for a mean of squares, or
-    `optax.inject_hyperparams` shows that it is of Adam's family. And no type shows whether
-    gradients were clipped, scaled, decayed or averaged before they were squared, which would make
-    the posterior's scale wrong: a warning says so. Pass ``tx=`` whenever it is at hand.
+    not show everything. Adamax, yogi and adopt keep other quantities in a state of Adam's type. So
+    Adam's state is refused, unless the caller passes `decay` and so confirms a mean of squares, or
+    `optax.inject_hyperparams` shows that the optimizer is of Adam's family. And no type shows
+    whether gradients were clipped, scaled, decayed or averaged before they were squared. This would
+    make the scale of the posterior wrong, so there is a warning. Pass ``tx=`` whenever you have it.
 
     Args:
-      opt_state: the state, or any pytree that holds exactly one state that says what it holds, or
+      opt_state: the state, or any pytree that holds exactly one state that declares its moment, or
         exactly one of a known type.
       params: the parameters; checks that every leaf has its moment, and gives its tree structure.
       tx: the transformation that made the state.
-      decay: decay of the squares (Adam's `b2`, 0.999 by default), by which the caller vouches that
-        the state holds a running mean of them. The states of optax do not hold it, so that without
-        `tx` Adam's asks for it always, those of amsgrad and rmsprop as long as it matters: until
-        ``0.999**count`` is below 1%.
+      decay: decay of the squares (Adam's `b2`, 0.999 by default). By passing it, the caller
+        confirms that the state holds a running mean of squares. The states of optax do not hold it.
+        Without `tx` it is always needed for Adam's state, and for those of amsgrad and rmsprop as
+        long as it matters: until ``0.999**count`` is below 1%.
       mean_decay: decay of the gradients (Adam's `b1`); needed for ``laplace(centered=True)``.
       count: number of updates so far; needed where the state holds none (plain `optax.rmsprop`,
         adagrad).
@@ -81,7 +81,8 @@ def second_moment(
       The `SecondMoment`. Under `jit` a state that was never updated has the weight NaN.
 
     Warns:
-      UserWarning: if a type alone tells what the state holds, or if it holds less than float32.
+      UserWarning: if only a type shows what the state holds, or if the moment is narrower than
+        float32.
 
     Raises:
       TypeError: if no state of a known type is found, or more than one; if its type does not say
@@ -122,11 +123,11 @@ def _by_running(
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
 ) -> SecondMoment:
-    """What the state holds where running `tx` shows it."""
+    """The moment that the state holds, found by running `tx`."""
     like = find(opt_state).moment.nu if params is None else params
-    found = identify_told(tx, like)
+    found = identify_declared(tx, like)
     moment = read(found, opt_state, decay=decay, mean_decay=mean_decay, count=count)
-    return with_told(moment, with_types(opt_state, tx, like))
+    return with_declared(moment, with_types(opt_state, tx, like))
 
 
 def _by_type(
@@ -135,11 +136,11 @@ def _by_type(
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
 ) -> tuple[str, SecondMoment]:
-    """The moment of the one state that says what it holds, or is of a known type; and its path."""
+    """The path and the moment of the one state that declares it, or whose type is known."""
     found = find(opt_state)
     _check_not_accumulated(found)
     _check_whole(found)
-    if found.told:
+    if found.declared:
         moment = found.moment
         held = moment.count if count is None else count
         check_updated(found.path, held)
@@ -152,7 +153,7 @@ def _by_type(
 
 
 def _check_not_accumulated(found: Found) -> None:
-    """How many gradients are averaged before they are squared is in `tx`, not in the state."""
+    """Refuse a state inside `optax.MultiSteps`: only `tx` shows how many gradients it averages."""
     if found.accumulated:
         expected = "a state that shows how many batches one update saw"
         remedy = (
@@ -164,7 +165,7 @@ def _check_not_accumulated(found: Found) -> None:
 
 
 def _check_whole(found: Found) -> None:
-    """What a mask left out may be frozen, or have its moment in another part of the state."""
+    """Refuse masked leaves: they may be frozen, or have a moment in another part of the state."""
     nodes = jax.tree.leaves(found.moment.nu, is_leaf=_is_masked)
     masked = sum(_is_masked(node) for node in nodes)
     if masked:
@@ -178,7 +179,7 @@ def _is_masked(node: Any) -> bool:
 
 
 def _warn_of_the_unseen(path: str) -> None:
-    """No type of state shows what was done to the gradients before they were squared."""
+    """Warn that a type does not show what was done to the gradients before they were squared."""
     expected = "squares of the gradients themselves"
     got = "a state that cannot show whether they were clipped, scaled, decayed or averaged before"
     remedy = "pass tx=, which shows it"
@@ -186,11 +187,11 @@ def _warn_of_the_unseen(path: str) -> None:
 
 
 def _warn_of_low_precision(nu: PyTree) -> None:
-    """The newest square, times 1 - decay, is rounded away where the mean has few digits."""
+    """Warn of a mean with few digits: they round the newest square, times 1 - decay, away."""
     low = {str(leaf.dtype) for leaf in jax.tree.leaves(nu) if leaf.dtype.itemsize < 4}
     if low:
         remedy = "chain l2m_optax.track_second_moment in front, which keeps float32"
-        expected = "a mean kept in float32, for it may be off by a factor or 0 otherwise"
+        expected = "a mean in float32 (a narrower one may be off by a factor, or 0)"
         message = complaint("opt_state", expected, ", ".join(sorted(low)), remedy)
         warnings.warn(message, UserWarning, stacklevel=3)
 
@@ -201,7 +202,7 @@ def _debiased(
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
 ) -> SecondMoment:
-    """The moment with its weights, from what the state, its surroundings and the caller know."""
+    """The moment with its weights, from the state, its surroundings and the caller's arguments."""
     count = found.moment.count if count is None else count
     check_updated(found.path, count)
     if not found.certain and decay is None:
@@ -233,14 +234,14 @@ def _refuse_ambiguous(path: str) -> NoReturn:
     expected = "a state whose type says what it holds"
     got = "ScaleByAdamState, which adamax, yogi and adopt keep as well as adam"
     remedy = (
-        "pass tx=, the optimizer, to laplace or second_moment; or vouch for a running mean of "
+        "pass tx=, the optimizer, to laplace or second_moment; or confirm a running mean of "
         "squares by second_moment(..., decay=0.999), optax's default b2"
     )
     raise TypeError(complaint(path, expected, got, remedy))
 
 
 def check_decay(where: str, decay: ArrayLike | None) -> None:
-    """A decay of 1, to which bfloat16 rounds 0.999, makes every weight 0."""
+    """Refuse decays outside of [0, 1): 1, to which bfloat16 rounds 0.999, makes every weight 0."""
     if decay is None or not is_concrete(decay):
         return
     values = np.asarray(decay, np.float64)
@@ -250,7 +251,7 @@ def check_decay(where: str, decay: ArrayLike | None) -> None:
 
 
 def _check_debiasing_is_negligible(path: str, count: ArrayLike) -> None:
-    """An unknown decay may be passed over only when no usual one could matter."""
+    """Refuse an unknown decay, unless the bias is negligible with every usual one."""
     if not is_concrete(count):
         got = "a traced count and no decay"
     elif np.any(_LONGEST_USUAL_DECAY ** np.asarray(count, np.float64) > NEGLIGIBLE):

@@ -1,4 +1,4 @@
-"""Can this second moment be trusted? What the state alone can tell, and one batch of data more."""
+"""How far a second moment can be trusted: from the state alone, or with one batch of data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from l2m_optax._support.checks import is_concrete, path_name
 from l2m_optax._support.trees import align, broadcast, free
 from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._basis import diagonal, over_leaves
+from l2m_optax.moments._evidence import determined
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.posterior._report import Diagnosis, Leaf
@@ -34,13 +35,14 @@ def diagnose(
     parameters of early stopping are not), whether the learning rate was restarted within the time
     that the mean remembers, or whether the last batch of an epoch is smaller than the others. Each
     makes F wrong by a factor, which a `reference` shows: pass
-    ``reference=jacobians.empirical_fisher(...)`` of some hundred training examples.
+    ``reference=jacobians.empirical_fisher(...)`` of some hundred training examples. `fit` makes
+    this comparison by itself (`tuning.check_scale`).
 
     Args:
       posterior: a `Posterior`.
       moment: what `second_moment` returned; with it the share of the mean gradient is known.
-      reference: F computed otherwise, like the mean of the posterior, to compare with: what
-        `empirical_fisher` returns for one batch.
+      reference: F from another computation, to compare with, a tree like the posterior's mean:
+        what `jacobians.empirical_fisher` returns for one batch.
 
     Returns:
       A `Diagnosis`: print it. Under `jit` its numbers are traced as any others.
@@ -65,7 +67,7 @@ def diagnose(
         reference = free(align(reference, posterior.mean, "reference"), nu)
     data = data_precision(posterior)
     basis = posterior.second_moment.basis
-    # Rounding leaves eigenvalues of 0; what is exactly 0 for a parameter had no gradient.
+    # An eigenvalue may be rounded to 0. A parameter whose own moment is 0 had no gradient.
     own_nu = over_leaves(diagonal, basis, debiased(posterior.second_moment))
     own = over_leaves(diagonal, basis, data)
     parts = {
@@ -93,7 +95,16 @@ def diagnose(
 
 
 class _Part(NamedTuple):
-    """The arrays of one leaf: F along its basis, and each parameter's own; and so on."""
+    """The arrays of one leaf, all of its shape.
+
+    Attributes:
+      fisher: F along the basis of the leaf.
+      diagonal: the diagonal of F in the space of the parameters.
+      prior: δ, of shape () or that of the leaf.
+      nu: the mean of squares of each parameter's gradient.
+      mu: the running mean of the gradients, or `None`.
+      reference: F from another computation, or `None`.
+    """
 
     fisher: Array
     diagonal: Array
@@ -115,7 +126,7 @@ class _LogSums(NamedTuple):
 
     @property
     def correlation(self) -> Array:
-        """Pearson's, of x and y."""
+        """Pearson's correlation of x and y."""
         n = self.number
         spread = (n * self.xx - self.x**2) * (n * self.yy - self.y**2)
         return (n * self.xy - self.x * self.y) / jnp.sqrt(spread)
@@ -142,7 +153,7 @@ def _sums(part: _Part, moment: SecondMoment) -> _Sums:
         size=jnp.asarray(f.size, f.dtype),
         zeros=jnp.sum(part.nu == 0).astype(f.dtype),
         prior_dominated=jnp.sum(f < delta).astype(f.dtype),
-        effective=jnp.sum(f / (f + delta)),
+        effective=jnp.sum(determined(f, delta)),
         nu=jnp.sum(part.nu),
         mean_square=nan if part.mu is None else _mean_square(part.nu, part.mu, moment),
         fisher=jnp.sum(f),
@@ -154,7 +165,7 @@ def _sums(part: _Part, moment: SecondMoment) -> _Sums:
 
 
 def _mean_square(nu: Array, mu: Array, moment: SecondMoment) -> Array:
-    """Σ ḡ², less what the noise of the running mean adds to it."""
+    """Σ ḡ²: the noise of the running mean is subtracted."""
     if moment.mu_decay is None:
         return jnp.full((), jnp.nan, nu.dtype)
     noise = mean_variance_ratio(moment.mu_decay)
@@ -187,7 +198,7 @@ def _or_nothing(tree: PyTree | None, like: PyTree) -> list[Any]:
 
 
 def _window(decay: ArrayLike) -> Any:
-    """So many updates averaged with equal weights would be as noisy."""
+    """The number of updates whose mean with equal weights would be as noisy."""
     return 1.0 / mean_variance_ratio(
         np.asarray(decay, np.float64) if is_concrete(decay) else jnp.asarray(decay)
     )

@@ -33,11 +33,16 @@ def deviations(
 def keys_and_signs(key: Array, num_samples: int, antithetic: bool = False) -> tuple[Array, Array]:
     """One key and one sign a draw; mirror images share a key and differ in sign."""
     check_count("num_samples", num_samples)
+    keys = jax.random.split(key, _independent(num_samples, antithetic))
     if not antithetic:
-        return jax.random.split(key, num_samples), jnp.ones(num_samples)
-    keys = jax.random.split(key, (num_samples + 1) // 2)
+        return keys, jnp.ones(num_samples)
     signs = jnp.repeat(jnp.array([1.0, -1.0]), keys.shape[0])
     return jnp.concatenate([keys, keys])[:num_samples], signs[:num_samples]
+
+
+def _independent(num_samples: int, antithetic: bool) -> int:
+    """How many of the draws are no mirror images of others."""
+    return (num_samples + 1) // 2 if antithetic else num_samples
 
 
 def draw(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> PyTree:
@@ -51,7 +56,7 @@ def deviation(key: Array, posterior: Posterior, sign: Array | float = 1.0) -> Py
 
 
 OfNormals: TypeAlias = Callable[[Array, Posterior], Array]
-"""Standard normals of any leading axes, and a posterior of one leaf, to draws or deviations."""
+"""A function of standard normals, with any leading axes, and a posterior of one leaf."""
 
 
 @jax.jit
@@ -76,7 +81,7 @@ def _spread(normals: Array, leaf: Posterior) -> Array:
 def _one_of_each(
     of_normals: OfNormals, key: Array, posterior: Posterior, sign: Array | float
 ) -> PyTree:
-    """One draw of all leaves, inside a program of the caller's."""
+    """One draw of all leaves, as a part of the caller's compiled program."""
     leaves = one_leaf_each(posterior)
     keys = jax.random.split(key, len(leaves))
     drawn = [of_normals(sign * _normal(k, x), x) for k, x in zip(keys, leaves, strict=True)]
@@ -86,10 +91,10 @@ def _one_of_each(
 def _leaf_by_leaf(
     of_normals: OfNormals, key: Array, posterior: Posterior, num_samples: int, antithetic: bool
 ) -> PyTree:
-    """Many draws, by small programs, each for all leaves of one shape, dtype and sharding.
+    """Many draws, leaf by leaf: leaves of one shape, dtype and sharding share a small program.
 
-    One program of all leaves would compile the generator of random bits once for each of them:
-    more than a minute for 500 leaves.
+    A single program would compile the generator of random bits once for each leaf: more than a
+    minute for 500 leaves.
     """
     check_count("num_samples", num_samples)
     leaves = one_leaf_each(posterior)
@@ -106,14 +111,14 @@ def _leaf_by_leaf(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _keys_of_leaves(key: Array, num_samples: int, antithetic: bool, number: int) -> Array:
-    """The keys of `_one_of_each` for many draws: of shape (S, leaves), or half as many rows."""
-    keys = jax.random.split(key, -(-num_samples // 2) if antithetic else num_samples)
+    """The keys of `_one_of_each`, a row for each draw that is no mirror image."""
+    keys = jax.random.split(key, _independent(num_samples, antithetic))
     return jax.vmap(lambda k: jax.random.split(k, number))(keys)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _flat_normals(keys: Array, index: Array, size: int, dtype: jnp.dtype) -> Array:
-    """The numbers of `_normal` in one row a key: flat loops compile in half the time."""
+    """The numbers of `_normal`, a flat row for each key: flat arrays compile in half the time."""
     return jax.vmap(lambda k: jax.random.normal(k, (size,), dtype))(keys[:, index])
 
 
@@ -129,13 +134,13 @@ def _in_place(
 ) -> Array:
     """Draws of a leaf that may be sharded: each device makes the numbers of its own part."""
     normals = jax.vmap(lambda k: _normal(k, leaf))(keys[:, index])
-    # Not fused with what follows, whose rounding would differ from that on one device.
+    # Without the barrier XLA fuses the two steps, and rounds otherwise than on one device.
     normals = jax.lax.optimization_barrier(normals)  # type: ignore[no-untyped-call]
     return of_normals(_mirrored(normals, num_samples), leaf)
 
 
 def _mirrored(normals: Array, num_samples: int) -> Array:
-    """As many as asked for: where there are fewer, their mirror images follow."""
+    """`num_samples` normals: if there are fewer, their mirror images follow."""
     if len(normals) == num_samples:
         return normals
     return jnp.concatenate([normals, -normals])[:num_samples]
@@ -154,14 +159,14 @@ def _dtype(leaf: Posterior) -> jnp.dtype:
 
 
 def _on_one_device(leaf: Array) -> bool:
-    """Whether it is known that a leaf is not sharded; of traced ones it is not."""
+    """Whether a leaf is known to lie on one device; false if it is traced."""
     return isinstance(leaf, np.ndarray) or (
         is_concrete(leaf) and len(leaf.sharding.device_set) == 1
     )
 
 
 def one_leaf_each(posterior: Posterior) -> list[Posterior]:
-    """A posterior for each free leaf, whose trees are that leaf alone."""
+    """A posterior for each free leaf; its trees are single leaves."""
     mean, moment = free_mean(posterior), posterior.second_moment
 
     def leaves(tree: PyTree | None) -> list[Any]:

@@ -28,7 +28,7 @@ from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, check_basis
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
-from l2m_optax.moments._prior import Prior, for_each, told_prior
+from l2m_optax.moments._prior import Prior, align_precision, declared_prior
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
@@ -59,44 +59,44 @@ def laplace(
       p(\theta | D) \approx N(\theta^*, T (F + \delta)^{-1})$$
 
     is the diagonal of the summed empirical Fisher, and the posterior. Building it does no
-    arithmetic on arrays: its leaves are `params` and the state's own buffers. What `jit` or `vmap`
-    trace cannot be refused: a bad number makes all variances NaN, a bad entry of the second moment
-    makes its own NaN.
+    arithmetic on arrays: its leaves are `params` and the state's own buffers. A value that `jit` or
+    `vmap` traces cannot be refused. There a bad number makes all variances NaN, and a bad entry of
+    the second moment makes its own variance NaN.
 
     Args:
       params: the trained parameters θ*, real floating-point arrays.
-      opt_state: the optimizer's state, or what `second_moment` made of it.
-      tx: the optimizer, as in `second_moment`: any that it reads will do. A state that was tracked
-        or exposed, and a `SecondMoment`, need none.
-      num_data: N, number of training examples: of what the loss averages over. For a mean over
-        the tokens of n sequences of length T pass ``n*T``, and ``batch_size=B*T``.
-      batch_size: B, examples behind one gradient, over all devices; or the sizes of an epoch's
-        batches, ``[32] * 46 + [1]``, where they differ: 1/B is then their mean of 1/B. Where
-        `optax.MultiSteps` averages k of them, and ``tx=`` is given or the optimizer is exposed,
-        k*B is what is used.
+      opt_state: the optimizer's state, or what `second_moment` returned for it.
+      tx: the optimizer, any that `second_moment` reads. A state that was tracked or exposed, and a
+        `SecondMoment`, need none.
+      num_data: N, number of training examples, of the kind that the loss averages over. For a mean
+        over the tokens of n sequences of length T pass ``n*T``, and ``batch_size=B*T``.
+      batch_size: B, number of examples behind one gradient, over all devices. If batches differ in
+        size, pass the sizes of an epoch's batches, ``[32] * 46 + [1]``: B is then their harmonic
+        mean. If `optax.MultiSteps` averages k batches, pass the size of one of them: k is read
+        from ``tx=``, or from an exposed state.
       loss_scale: c. 1 for a mean of negative log-likelihoods; B if the loss sums over the batch;
         for Gaussian regression with noise variance s², ``2*s²`` for ``mean((y-f)²)`` and ``s²``
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
       prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
-        By default that of the state, where `evidence_weight_decay` found one, and the noise
-        variance with it; else 1.
+        By default the one that `evidence_weight_decay` found, with its noise variance; 1 if the
+        state declares none.
       prior_mean: θ0, like `params`; by default the state's, else zero. In fine-tuning, the
         pre-trained weights.
       temperature: T ≥ 0; `tune` finds it on validation data. 0 is exactly the mode: no variance.
-      with_replacement: whether batches are drawn with replacement, which leaves out (N-1)/(N-B).
-      centered: subtract the squared mean gradient, read off the optimizer's running mean of
-        gradients with decay b: $\mathrm{Var} = (\hat\nu - \hat\mu^2)(1+b)/(2b)$. For states
-        taken far from a mode.
+      with_replacement: whether batches are drawn with replacement; then (N-1)/(N-B) is left out.
+      centered: subtract the squared mean gradient, by the optimizer's running mean of gradients
+        with decay b: $\mathrm{Var} = (\hat\nu - \hat\mu^2)(1+b)/(2b)$. For states far from a
+        mode.
 
     Returns:
       The `Posterior`.
 
     Raises:
-      TypeError: if a leaf is no real floating-point array, or the state has no second moment, or
-        does not say what it holds and `tx` is missing.
+      TypeError: if a leaf is no real floating-point array, the state has no second moment, or its
+        type does not show what it holds and `tx` is missing.
       ValueError: if a number is out of its range, ``batch_size >= num_data``, the batches of an
         epoch hold more than that, `params` is empty, or the state does not match it, was never
-        updated, or holds what no mean of squares can be.
+        updated, or holds negative numbers or only zeros.
       FloatingPointError: if `params`, the second moment or `prior_mean` holds NaN or infinity.
 
     Example:
@@ -117,10 +117,10 @@ def laplace(
         moment = second_moment(opt_state, params, tx=tx)
     params = gradient_tree(params)
     _check_params(params)
-    told = told_prior(opt_state) or Prior()
+    declared = declared_prior(opt_state) or Prior()
     if prior_precision is None:
-        prior_precision = 1.0 if told.precision is None else for_each(told.precision, params)
-    prior_mean = told.mean if prior_mean is None else prior_mean
+        prior_precision = _default_precision(declared, params)
+    prior_mean = declared.mean if prior_mean is None else prior_mean
     moment = _sound_moment(align_moment(moment, params), centered)
     if prior_mean is not None:
         prior_mean = _check_prior_mean(prior_mean, params)
@@ -137,9 +137,16 @@ def laplace(
         prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
         temperature=or_nan(_scalar(temperature), is_not_negative),
-        noise_variance=_scalar(1.0 if told.noise_variance is None else told.noise_variance),
+        noise_variance=_scalar(1.0 if declared.noise_variance is None else declared.noise_variance),
         num_data=_scalar(int(num_data)),
     )
+
+
+def _default_precision(declared: Prior, params: PyTree) -> PyTree:
+    """The prior precision that the state declares, or else 1."""
+    if declared.precision is None:
+        return 1.0
+    return align_precision(declared.precision, params)
 
 
 def _check_params(params: PyTree) -> None:
@@ -164,7 +171,7 @@ def _check_prior_mean(prior_mean: PyTree, params: PyTree) -> PyTree:
 
 
 def _sound_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
-    """The moment as `laplace` keeps it: sound, and with `mu` only where it is to be subtracted."""
+    """The moment after all checks; it keeps `mu` only if that will be subtracted."""
     check_second_moment(moment.nu)
     check_basis(moment.basis)
     check_updated("moment", moment.count)
@@ -175,7 +182,7 @@ def _sound_moment(moment: SecondMoment, centered: bool) -> SecondMoment:
 
 
 def _with_sound_mean(moment: SecondMoment) -> SecondMoment:
-    """The moment, once its running mean of gradients is known to be one that can be subtracted."""
+    """The moment after the checks of its running mean of gradients."""
     if moment.mu is None or moment.mu_decay is None:
         got = "no running mean" if moment.mu is None else "an unknown decay"
         remedy = "pass second_moment(opt_state, tx=tx), or mean_decay= (Adam's b1, 0.9 by default)"
@@ -192,7 +199,7 @@ def _with_sound_mean(moment: SecondMoment) -> SecondMoment:
 
 
 def _remembers(decay: Any) -> Any:
-    """Where a running mean holds more than the newest of what it averages."""
+    """Where a running mean with this decay holds more than the newest gradient."""
     return (decay > 0) & (decay < 1)
 
 

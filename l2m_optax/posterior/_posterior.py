@@ -1,8 +1,8 @@
-"""`laplace`: parameters and a second moment in, the posterior pytree out; nothing is copied.
+"""The posterior as a pytree, its precision and its variance.
 
-The posterior is a Gaussian with the mean θ*. In the basis of each leaf, most often the parameters'
-own, its coordinates are independent, with variances T / (F + δ). It is kept as the arrays that the
-optimizer already holds; its precision is formed inside whatever uses it.
+It is a Gaussian with the mean θ*. In the basis of each leaf, most often that of the parameters, its
+coordinates are independent and have the variances T / (F + δ). The pytree holds the arrays that the
+optimizer already has. Each function that needs the precision computes it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_vari
 
 
 class Posterior(NamedTuple):
-    """A Gaussian posterior, independent in the basis of each leaf; a pytree, vmapped and saved.
+    """A Gaussian posterior, independent in the basis of each leaf, as a pytree.
 
     Attributes:
-      mean: the trained parameters, the very arrays passed in.
+      mean: the trained parameters: the arrays that were passed in, not copies.
       second_moment: the running mean of squared gradients, and the basis that it is in; leaves that
         are `None` are fixed.
-      data_scale: what turns a mean squared gradient into the data's precision F, shape ().
-      prior_precision: δ, of shape () each, one or a prefix tree of `mean`.
+      data_scale: the factor from a mean squared gradient to the data's precision F, shape ().
+      prior_precision: δ, a number of shape (), or a prefix tree of `mean` of such numbers.
       prior_mean: θ0, like `mean` in structure and shapes; `None` for zero.
       temperature: T, which multiplies the covariance, shape (); 0 is exactly the mode.
       noise_variance: variance of Gaussian observations, shape (); 1 unless it was fitted.
@@ -51,8 +51,8 @@ def data_precision(posterior: Posterior) -> PyTree:
       posterior: a `Posterior`.
 
     Returns:
-      A tree like the mean, in float32 at least; `None` at fixed leaves. Where the second moment has
-      a basis, precisions are along that basis.
+      A tree like the mean, in float32 at least; `None` at fixed leaves. If the second moment has a
+      basis, these are the precisions along that basis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,8 +93,8 @@ def precision(posterior: Posterior) -> PyTree:
 def variance(posterior: Posterior) -> PyTree:
     r"""The posterior's variance, $T / (F + \delta)$; zero at fixed leaves, and at T = 0.
 
-    It is each parameter's own. Where the second moment has a basis Q, in which variances are
-    $\sigma^2$, it is the diagonal of $Q\,\mathrm{diag}(\sigma^2)\,Q^\top$.
+    It is the variance of each parameter. If the second moment has a basis Q, in which variances
+    are $\sigma^2$, it is the diagonal of $Q\,\mathrm{diag}(\sigma^2)\,Q^\top$.
 
     Args:
       posterior: a `Posterior`.
@@ -129,7 +129,7 @@ def free_variance(posterior: Posterior) -> PyTree:
 
 
 def times_covariance(posterior: Posterior) -> Callable[[PyTree], PyTree]:
-    """The covariance as a function of trees like the free leaves, in float32 at least."""
+    """A function that multiplies a tree like the free leaves by the covariance, in float32."""
     basis, variance = posterior.second_moment.basis, free_variance(posterior)
 
     def product(tree: PyTree) -> PyTree:
@@ -155,12 +155,12 @@ def _untempered(posterior: Posterior) -> PyTree:
 
 
 def _diagonals(posterior: Posterior, tree: PyTree) -> PyTree:
-    """For numbers along the basis of each leaf the diagonal of their matrix, in parameter space."""
+    """For numbers along each leaf's basis, the diagonal of their matrix in parameter space."""
     return over_leaves(diagonal, posterior.second_moment.basis, tree)
 
 
 def _gradient_variance(moment: SecondMoment) -> PyTree:
-    r"""The mean squared gradient, less the squared mean gradient where that was read too.
+    r"""The mean squared gradient; the squared mean gradient is subtracted if it was read too.
 
     With the ratio r of a running mean's variance, $\hat\nu - \hat\mu^2$ has the expectation
     $(1 - r)$ times the variance.

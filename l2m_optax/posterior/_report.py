@@ -13,12 +13,12 @@ from l2m_optax._support.types import Array
 
 
 class Leaf(NamedTuple):
-    """What one leaf, or all of them together, is like; scalars of shape ().
+    """Figures of one leaf, or of all leaves together; scalars of shape ().
 
     Attributes:
       size: number of entries.
       zeros: share of entries whose second moment is exactly 0.
-      prior_dominated: share of entries of which the prior knows more than the data, F < δ.
+      prior_dominated: share of entries where the prior is more precise than the data, F < δ.
       effective: effective number of parameters, Σ F/(F+δ).
       mean_gradient: share of the second moment that is the squared mean gradient; 0 at a mode,
         NaN where the state keeps no mean.
@@ -129,9 +129,9 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
             "num_data, batch_size and loss_scale); gradients that were clipped or decayed before "
             "they were squared (pass tx=, or track_second_moment in front); a last batch smaller "
             "than the others (pass the sizes of an epoch's batches as batch_size); parameters of "
-            "another step than the state's, as the best ones of early stopping (save the state "
-            "beside them); a restart of the learning rate that the mean still remembers (train "
-            "longer at the small rate)"
+            "another step than the state's, such as the best ones of early stopping (save the "
+            "state beside them); a restart of the learning rate that the mean still remembers "
+            "(train longer at the small rate)"
         )
 
 

@@ -62,7 +62,7 @@ def log_prob(posterior: Posterior, params: PyTree) -> Array:
 
     Args:
       posterior: a `Posterior`.
-      params: θ, like the mean; its values at fixed leaves play no part.
+      params: θ, like the mean; its values at fixed leaves are not used.
 
     Returns:
       A scalar, float32 at least; NaN at a temperature of 0 that is traced.
@@ -135,7 +135,7 @@ def _entropy(posterior: Posterior) -> Array:
 
 
 def _check_width(posterior: Posterior) -> None:
-    """At T = 0 the posterior is a point mass."""
+    """Refuse T = 0: the mode alone has no density."""
     remedy = "the mode itself, T = 0, has no density: use the posterior before it was cooled"
     check_positive("posterior.temperature", posterior.temperature, remedy)
 

@@ -60,18 +60,18 @@ def restrict(posterior: Posterior, where: Where) -> Posterior:
 
 
 def release(posterior: Posterior, where: Where) -> Posterior:
-    """Fixed leaves made free again, as uncertain as their prior: data tell nothing about them.
+    """Make fixed leaves free, as uncertain as their prior: there are no data about them.
 
-    For leaves without a second moment (masked, frozen, or not kept by the optimizer), which are
-    fixed unless they are released.
+    Use it for leaves without a second moment (masked, frozen, or not kept by the optimizer). They
+    are fixed by default.
 
     Args:
       posterior: a `Posterior`.
-      where: the leaves to release, as in `restrict`; those that are free stay as they are.
+      where: the leaves to make free, as in `restrict`; those that are free stay as they are.
 
     Returns:
-      A posterior whose second moment is zero, a new array, at the fixed leaves in `where`, which
-      makes them N(θ*, T/δ).
+      A posterior whose second moment is zero, a new array, at the fixed leaves in `where`. Their
+      distribution is N(θ*, T/δ).
 
     Raises:
       TypeError: if a mask holds anything but booleans.
@@ -89,13 +89,13 @@ def release(posterior: Posterior, where: Where) -> Posterior:
     moment, mean = posterior.second_moment, posterior.mean
     chosen = jax.tree.leaves(_selection(mean, where))
     held = subtrees(moment.nu, mean)
-    released = [c and h is None for c, h in zip(chosen, held, strict=True)]
-    if not any(released):
+    freed = [c and h is None for c, h in zip(chosen, held, strict=True)]
+    if not any(freed):
         remedy = "restrict the posterior first, or leave it as it is"
         raise ValueError(complaint("where", "a fixed leaf", "none", remedy))
 
     def with_zeros(tree: PyTree) -> PyTree:
-        entries = zip(released, subtrees(tree, mean), jax.tree.leaves(mean), strict=True)
+        entries = zip(freed, subtrees(tree, mean), jax.tree.leaves(mean), strict=True)
         leaves = [jnp.zeros(jnp.shape(m), statistics_dtype(m)) if r else x for r, x, m in entries]
         return jax.tree.unflatten(jax.tree.structure(mean), leaves)
 
@@ -120,7 +120,7 @@ def _is_key(where: Any) -> bool:
 
 
 def _is_predicate(where: Any) -> bool:
-    """A function is one; a model of equinox, of which a mask may be made, can be called too."""
+    """Whether it is a function. A mask that is an equinox model can be called too: it is a tree."""
     return callable(where) and jax.tree_util.treedef_is_leaf(jax.tree.structure(where))
 
 
@@ -129,7 +129,7 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _masked(params: PyTree, mask: PyTree) -> PyTree:
-    """A prefix tree of booleans as one like `params`."""
+    """A prefix tree of booleans, repeated for each leaf of `params`."""
     remedy = "pass a key, a predicate on the path or a prefix tree of booleans, as in optax.masked"
     for path, value in jax.tree_util.tree_leaves_with_path(mask):
         if not _is_boolean(value):

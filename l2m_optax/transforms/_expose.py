@@ -11,18 +11,18 @@ import optax
 
 from l2m_optax._support.checks import path_name
 from l2m_optax._support.types import Array, PyTree
+from l2m_optax.moments._declared import identify_declared
 from l2m_optax.moments._identification.trace import extended
 from l2m_optax.moments._identification.verdict import Identification
-from l2m_optax.moments._layouts import with_told
+from l2m_optax.moments._layouts import with_declared
 from l2m_optax.moments._moment import SecondMoment, debiased
 from l2m_optax.moments._read import read
-from l2m_optax.moments._told import identify_told
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExposedState:
-    """The state of a wrapped transformation, with its second moment in plain sight.
+    """The state of a wrapped transformation, which declares its second moment.
 
     Attributes:
       inner_state: the wrapped transformation's own state.
@@ -36,13 +36,13 @@ class ExposedState:
 
     @property
     def nu(self) -> PyTree:
-        """The debiased second moment, made when it is asked for; in its basis, if it has one."""
+        """The debiased second moment, computed at each access; in its basis if it has one."""
         return debiased(self.read_second_moment())
 
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment`, whose arrays are the wrapped state's own."""
         moment = read(self.identification, self.inner_state, count=self.count)
-        return with_told(moment, self.inner_state)
+        return with_declared(moment, self.inner_state)
 
 
 def expose_second_moment(
@@ -50,14 +50,13 @@ def expose_second_moment(
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer so that its state says what its second moment is.
 
-    Updates are the wrapped transformation's own, bit for bit. It is run on a few small gradients
-    once, when the state is made, and what `identify` finds is kept beside the state, so that
-    nothing has to be told to `laplace`. Where the state does not count its updates, they are
-    counted here: those that changed the moment, for `optax.apply_if_finite` and its kin pass some
-    over.
+    Updates are the wrapped transformation's own, bit for bit. When the state is made, `identify`
+    runs the transformation once on a few small gradients. What it finds is kept with the state, so
+    that `laplace` needs no ``tx=``. If the state does not count its updates, this wrapper counts
+    those that changed the moment; `optax.apply_if_finite`, for one, skips some.
 
     Args:
-      tx: any transformation that `identify` can make out, or `optax.MultiSteps`.
+      tx: any transformation that `identify` reads, or `optax.MultiSteps`.
 
     Returns:
       A transformation whose state is an `ExposedState`: ``state.nu`` is the debiased second
@@ -78,7 +77,7 @@ def expose_second_moment(
     inner = extended(tx)
 
     def init(params: PyTree) -> ExposedState:
-        found = identify_told(tx, params)
+        found = identify_declared(tx, params)
         return ExposedState(inner.init(params), jnp.zeros((), jnp.int32), found)
 
     def update(
@@ -93,7 +92,7 @@ def expose_second_moment(
 
 
 def _moved(found: Identification, before: PyTree, after: PyTree) -> Array:
-    """Whether the moment changed; looked at only where the state does not count by itself."""
+    """Whether the moment changed; true without a look if the state counts its updates itself."""
     paths = {moment.path for moment in found.moments if moment.count is None}
     pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     changes = [jnp.any(old != new) for (p, old), new in pairs if path_name(p, "") in paths]

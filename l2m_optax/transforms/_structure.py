@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import complaint, path_name
-from l2m_optax._support.trees import entry_key, statistics_dtype
+from l2m_optax._support.trees import entry_key, for_each_leaf, statistics_dtype
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._eigenbasis import Factors
 
@@ -31,7 +31,7 @@ Structure: TypeAlias = str | Stacked | Callable[[tuple[Any, ...], tuple[int, ...
 """A label for all leaves, a prefix tree of labels, or a function of a leaf's path and shape."""
 
 _Shapes: TypeAlias = tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-"""Of the products of one leaf, as in `Factors`."""
+"""The shapes of the two products of one leaf, as in `Factors`."""
 _LABELS = ("diagonal", "kronecker", "full")
 
 
@@ -39,7 +39,7 @@ def zero_factors(structure: Structure, params: PyTree, max_side: int, max_bytes:
     """Zeros for the products that are kept of each leaf, `None` where there are none.
 
     Raises:
-      ValueError: if a label is none, or all products together take more than `max_bytes`.
+      ValueError: if a label is unknown, or all products together take more than `max_bytes`.
     """
     leaves, treedef = jax.tree.flatten(params)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -63,27 +63,21 @@ def _labels(structure: Structure, params: PyTree) -> list[Any]:
     """The label of each leaf.
 
     Raises:
-      ValueError: if labels are no prefix tree of the parameters.
+      ValueError: if the labels are not a prefix tree of the parameters.
     """
     if callable(structure):
         return [
             structure(tuple(entry_key(entry) for entry in path), jnp.shape(leaf))
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         ]
-    found: list[Any] = []
-
-    def extend(label: Any, subtree: PyTree) -> None:
-        found.extend([label] * len(jax.tree.leaves(subtree)))
-
     try:
-        jax.tree.map(extend, structure, params, is_leaf=lambda node: isinstance(node, Stacked))
+        return for_each_leaf(structure, params, lambda node: isinstance(node, Stacked))
     except ValueError as error:
         remedy = "label leaves or whole modules, as in optax.partition"
         got = f"{structure!r:.200}"
         raise ValueError(
             complaint("structure", "a prefix of the parameters", got, remedy)
         ) from error
-    return found
 
 
 def _shapes(path: Any, label: Any, shape: tuple[int, ...], max_side: int) -> _Shapes:
@@ -113,7 +107,7 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
 def _check_memory(
     paths: list[Any], shapes: list[_Shapes], dtypes: list[jnp.dtype], max_bytes: int
 ) -> None:
-    """Refuse more than `max_bytes`, before anything is allocated.
+    """Refuse products of more than `max_bytes`, before anything is allocated.
 
     Raises:
       ValueError: naming the leaf whose products are the largest.

@@ -25,7 +25,7 @@ class TrackSecondMomentState(NamedTuple):
       count: number of updates of the mean, int32 of shape ().
       decay: decay of the mean from one of its updates to the next, float32 of shape ().
       nu: the debiased running mean of squared updates, float32, like the parameters.
-      phase: calls since the last update of the mean, int32 of shape (); `None` where each is one.
+      phase: calls since the last update of the mean, int32 of shape (); `None` if each call is one.
       factors: the debiased running means of products of updates, float32: `Factors` or `None` for
         each leaf; `None` where there are none.
     """
@@ -61,9 +61,9 @@ def track_second_moment(
     of the chain. Inside `optax.MultiSteps` it sees gradients averaged over k batches: pass
     ``tx=``, the `MultiSteps`, which shows k.
 
-    **Correlations.** With a `structure` products of gradients are kept beside the squares, and the
-    moment that is read is in a basis (`moments.Basis`), so that the posterior has correlations
-    inside of each leaf:
+    **Correlations.** With a `structure`, products of gradients are kept beside the squares. The
+    moment is then read in a basis (`moments.Basis`), and the posterior has correlations inside each
+    leaf:
 
     - ``"kronecker"`` folds a leaf into a matrix G of shape (m, n), by the two groups of
       neighbouring axes that take the least memory, and keeps the means of $G G^\top$ and
@@ -71,17 +71,16 @@ def track_second_moment(
     - ``"full"`` keeps the mean of $\mathrm{vec}(g)\,\mathrm{vec}(g)^\top$ for leaves of at most
       `max_side` entries, and is ``"kronecker"`` for others.
 
-    They take ``4 (m² + n²)`` bytes a leaf in float32, beside the ``4 m n`` of the squares, and
+    Products take ``4 (m² + n²)`` bytes a leaf in float32, beside the ``4 m n`` of the squares, and
     ``4 (m n)²`` for a full one. A side longer than `max_side` has no product; it stays diagonal.
-    Reading takes an eigendecomposition of each, $O(m^3 + n^3)$, once.
+    Reading takes an eigendecomposition of each product, $O(m^3 + n^3)$, once.
 
-    ``update(..., moment_updates=)`` squares these gradients instead of the updates: gradients of a
-    batch with labels drawn from the model give the true Fisher. A leading axis more than the
-    parameters have is a stack of micro-batches, over which the mean of the squares is taken; the
-    `batch_size` to give to `laplace` is then that of one micro-batch, so that large batches keep
-    their noise. A function without arguments that returns such gradients is called only when the
-    mean is updated. What is passed to a `structure` must be gradients with their signs, and not
-    roots of mean squares.
+    ``update(..., moment_updates=g)`` squares g instead of the updates: gradients of a batch with
+    labels drawn from the model give the true Fisher. If g has one leading axis more than the
+    parameters, it is a stack of micro-batches, and the mean of their squares is taken. Then pass
+    the `batch_size` of one micro-batch to `laplace`. This way large batches keep their noise. If g
+    is a function without arguments that returns gradients, it is called only when the mean is
+    updated. With a `structure`, g must be gradients with their signs, not roots of mean squares.
 
     Args:
       decay: β, at least 0 and below 1; the mean looks back over ``(1 + β) / (1 - β)`` updates.
@@ -90,7 +89,7 @@ def track_second_moment(
         and its shape. ``transforms.Stacked("kronecker", 1)`` labels a leaf whose first axis numbers
         matrices, each of which has a basis of its own.
       every: k. The mean is updated at the first call and then at each k-th, with the decay
-        $\beta^k$, so that it looks back over as many calls and costs a k-th.
+        $\beta^k$. It looks back over as many calls as with k = 1, at a k-th of the cost.
       max_side: the longest side that has a product.
       max_bytes: the most that all products together may take.
 

@@ -30,7 +30,16 @@ _MAX_ITERATIONS = 100
 
 
 class Search(NamedTuple):
-    """Bracketed searches in log δ side by side; every array has the shape (number of groups,)."""
+    """Bracketed searches in log δ side by side.
+
+    Attributes:
+      low: lower ends of the brackets, shape (number of groups,) like the others.
+      high: upper ends.
+      log_value: log δ of the present step.
+      converged: whether the last step was shorter than the tolerance.
+      edge: whether there is no maximum in the first bracket.
+      iterations: number of steps, shape ().
+    """
 
     low: Array
     high: Array
@@ -41,12 +50,13 @@ class Search(NamedTuple):
 
     @property
     def value(self) -> Array:
+        """δ of each group."""
         return jnp.exp(self.log_value)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def maximize_evidence(posterior: Posterior, of_leaf: tuple[int, ...]) -> Search:
-    """The prior precision of each group at the evidence's maximum; at an edge, where it started.
+    """The prior precision of each group at the evidence's maximum; at an edge, that at the start.
 
     Args:
       posterior: a `Posterior`.
@@ -85,7 +95,7 @@ def _slope(posterior: Posterior, of_leaf: tuple[int, ...]) -> Slope:
 
 
 def _step(slope: Slope, search: Search) -> Search:
-    """One of Newton's steps, or half of the bracket where that would leave it."""
+    """A step of Newton's method, or to the middle of the bracket if that step would leave it."""
     value, derivative = slope(search.log_value)
     low = jnp.where(value > 0, search.log_value, search.low)
     high = jnp.where(value > 0, search.high, search.log_value)
@@ -102,7 +112,7 @@ def _unfinished(search: Search) -> Array:
 
 
 def _mean_log_precision(posterior: Posterior, of_leaf: tuple[int, ...]) -> Array:
-    """Where each group's search starts: the mean of the logarithms its leaves have now."""
+    """Where the search of each group starts: the mean of log δ over its leaves."""
     now = broadcast(posterior.prior_precision, posterior.second_moment.nu)
     logs = [jnp.log(jnp.asarray(delta, jnp.float32)) for delta in jax.tree.leaves(now)]
     return sum_by_group(logs, of_leaf) / sum_by_group([jnp.ones(())] * len(of_leaf), of_leaf)

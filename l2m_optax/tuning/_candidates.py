@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
 
 def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Bounds) -> Minimum:
-    """The best of grids that zoom in; of one grid, and Newton's method, if there are no draws."""
+    """The best point: by grids that zoom in, or without draws by one grid and Newton's method."""
 
     def losses(axes: Sequence[Array]) -> Array:
         sums = data.sum(lambda x, y: _on_grid(problem, posterior, Logs(*axes), x, y))
@@ -73,7 +73,7 @@ def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Boun
 
 
 def mode_loss(problem: Problem, posterior: Posterior, data: Dataset) -> Array:
-    """The negative log-likelihood, on average, at T = 0, where the prior plays no part."""
+    """The negative log-likelihood, on average, at T = 0, where the prior has no influence."""
     at = Logs(jnp.zeros(1), jnp.full(1, -jnp.inf))
     return jnp.squeeze(data.sum(lambda x, y: _on_grid(problem, posterior, at, x, y))) / data.size
 
@@ -126,7 +126,7 @@ def _penalty_around(problem: Problem, posterior: Posterior, point: Array) -> Der
 
 
 def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivatives:
-    """Forward over forward: two coordinates are cheaper to push than to pull."""
+    """Derivatives in forward mode, which is the cheapest for one or two coordinates."""
 
     def with_gradient(p: Array) -> tuple[Array, tuple[Array, Array]]:
         gradient = jax.jacfwd(function)(p)
@@ -137,10 +137,10 @@ def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivative
 
 
 def _axes(posterior: Posterior, limits: Bounds, points: int) -> list[Array]:
-    """The first grid; an axis of one point for what is not tuned.
+    """The axes of the first grid; a value that is not tuned has an axis of one point.
 
-    That is the posterior's own temperature. Its prior may be a tree, for which no point stands: see
-    `Problem.with_prior`.
+    For the temperature this point is the posterior's own. For the prior precision, which may be a
+    tree, the point is not used: see `Problem.with_prior`.
     """
     here = Logs(jnp.zeros(()), jnp.log(posterior.temperature))
     axes = {name: jnp.atleast_1d(value) for name, value in here._asdict().items()}

@@ -9,21 +9,21 @@ from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.tuning._evidence import effective_parameters
 
 OF_CLASSES = 0.01
-"""The temperature where the data determine as many parameters as there are numbers in them."""
+"""The temperature of a classifier whose γ is N·K, the most that its data can determine."""
 
 OF_NUMBERS = 0.03
-"""The temperature for regressions, with the noise that goes with it."""
+"""The temperature for regressions; `fit` finds the noise that belongs to it."""
 
 
 def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
     r"""$T = 0.01\, \gamma / (N K)$: a temperature for all layers, from the state alone.
 
     At T = 1 a diagonal of all layers is too wide: the directions that the data do not determine
-    add up. γ counts the parameters that they do determine, of the N·K numbers that N observations
-    of K classes can; where the data are interpolated F vanishes, and γ with it. The factor 0.01 is
-    an observation: it was the best for small networks and ordinary data, see the benchmarks. A
-    network that is not trained to the end may be better left as it is, which only validation data
-    can tell.
+    add up. γ is the number of parameters that the data do determine; N observations of K classes
+    can determine N·K at most. If the network interpolates the data, F vanishes, and γ with it. The
+    factor 0.01 is an observation: it was the best for small networks and ordinary data, see the
+    benchmarks. For a network that is not trained to the end the mode, T = 0, may be better. Only
+    validation data can show that.
 
     Args:
       posterior: a `Posterior` whose prior precision was fitted, and that knows its `num_data`, N.

@@ -1,4 +1,4 @@
-"""Inputs with their targets, from arrays or from a loader: checked once, then summed over."""
+"""Inputs and targets, from arrays or from a loader: checked once, then used in sums."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from l2m_optax.tuning._targets import are_labels, are_one_hot, check_targets, sh
 
 
 class Dataset:
-    """All inputs and targets; a loader is iterated over anew for every sum.
+    """All inputs and targets; every sum iterates over the loader again.
 
     Attributes:
       examples: number of inputs.
-      size: number of observations: that of log-likelihoods that are summed over.
+      size: number of observations, each of which has a log-likelihood.
       labels: whether the targets are class numbers.
       one_hot: whether the targets are real numbers that look like classes in one-hot code.
       output_shape: of the outputs for one input.
@@ -44,7 +44,7 @@ class Dataset:
         targets: ArrayLike | None,
         likelihood: Likelihood | None = None,
     ) -> None:
-        """Look at everything once."""
+        """Check everything once."""
         self._arrays = None if targets is None else (inputs, _array(targets))
         self._loader = inputs
         if targets is None:
@@ -63,7 +63,7 @@ class Dataset:
             one_hot.append(are_one_hot(outputs, y))
         if len(labels) > 1:
             remedy = "give all batches targets of one dtype"
-            got = "both, in turns"
+            got = "both, in different batches"
             raise ValueError(complaint("targets", "class numbers or real numbers", got, remedy))
         self.labels = labels.pop()
         self.one_hot = all(one_hot)
@@ -82,7 +82,7 @@ class Dataset:
 
 
 def check_call(apply_fn: Any, posterior: Any) -> None:
-    """Refuse a network that is no function, and a posterior that is none: most often swapped.
+    """Refuse arguments that are no function and no `Posterior`: most often they are swapped.
 
     Raises:
       TypeError: if they are not what they should be, or `apply_fn` is not hashable.

@@ -9,6 +9,9 @@ from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import Array
 from l2m_optax.posterior._posterior import Posterior
 
+CHECK_TARGETS = "look whether these targets belong to these inputs"
+"""The remedy where no value of a range predicts validation data."""
+
 
 class FitInfo(NamedTuple):
     """How a fit went.

@@ -25,7 +25,7 @@ def names_of(over: str | Sequence[str]) -> tuple[str, ...]:
     """The names in `over`, which is one name or several.
 
     Raises:
-      ValueError: if there is none, one twice, or one of another kind.
+      ValueError: if there is no name, a name is there twice, or is unknown.
     """
     names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, Sequence) else ()
     known = all(isinstance(name, str) and name in Logs._fields for name in names)
@@ -40,10 +40,10 @@ def limits_of(
     names: tuple[str, ...],
     bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None,
 ) -> Bounds:
-    """The bounds of each name that is tuned, the defaults where the user gives none.
+    """The bounds of each name that is tuned; defaults where the user gives none.
 
     Raises:
-      ValueError: if they are no pairs of rising positive numbers, or for other names.
+      ValueError: if bounds are not pairs with 0 < low < high, or are for other names.
     """
     given = {} if bounds is None else bounds
     if not isinstance(given, Mapping) and len(names) == 1:

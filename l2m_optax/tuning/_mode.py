@@ -1,4 +1,4 @@
-"""Temperature 0, which is the mode: it takes part in every search that predicts held-out data."""
+"""Temperature 0, the mode: a candidate in every search that predicts held-out data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Verdict(NamedTuple):
 
     Attributes:
       mode: whether temperature 0 is as good as the best that was found, so that it is taken.
-      lost: whether there is nothing finite, so that all is left as it was.
+      lost: whether no loss is finite, so that everything is left as it was.
     """
 
     mode: Array
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
 
 def judge(best: Minimum, mode_loss: ArrayLike) -> Verdict:
-    """Compare the best of a search with the mode; what differs by rounding alone is equal."""
+    """Compare the best of a search with the mode; losses that differ by rounding only are equal."""
     mode = jnp.isfinite(mode_loss) & (mode_loss <= best.value + rounding(best.value))
     return Verdict(mode, ~mode & ~jnp.isfinite(best.value))
 

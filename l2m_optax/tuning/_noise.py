@@ -37,17 +37,17 @@ def fit_noise_variance(
     function of s² through $F \propto 1/s^4$ and of the prior precision, which is fitted for every
     s². The equation has one solution, in $s^2 \ge \mathrm{RSS}/N$, and is solved by bisection.
 
-    A diagonal counts too many effective parameters when many weights share what the data say. As γ
-    nears N the noise comes out too large: compare the two (`effective_parameters`), and `restrict`
-    the posterior or use a smaller network where they are close.
+    A diagonal counts too many effective parameters if many weights are correlated. If γ is near N,
+    the noise comes out too large: compare the two (`tuning.effective_parameters`), and `restrict`
+    the posterior, or use a smaller network.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> means``; hashable.
       posterior: a posterior built for unit noise: ``loss_scale=2`` for ``mean((y-f)²)``, 1 for
-        ``mean(½(y-f)²)``. Fitting again starts afresh from there.
+        ``mean(½(y-f)²)``. A second fit does not depend on the first.
       inputs: those of *all* the training data, as the size of F goes with their number; or,
         without `targets`, a loader of (inputs, targets) pairs that can be iterated over twice.
-        Where means are at hand, pass them as inputs of ``lambda params, means: means``.
+        If you have the means already, pass them as inputs of ``lambda params, means: means``.
       targets: real numbers in the shape of the outputs; each entry is one of the N observations.
       groups: as in `fit_prior_precision`.
 
@@ -107,7 +107,7 @@ def check_regression(data: Dataset) -> None:
 
 
 def _check_all(posterior: Posterior, data: Dataset) -> None:
-    """Refuse a part of the training data; examples may have been counted as rows or as steps."""
+    """Refuse a part of the training data; `num_data` may count rows, or steps of sequences."""
     number: Any = posterior.num_data
     if number is None or not is_concrete(number):
         return
@@ -130,7 +130,7 @@ def _squares(apply_fn: ApplyFn, params: PyTree, inputs: PyTree, targets: Array) 
 def _solve(
     posterior: Posterior, squares: Array, number: ArrayLike, of_leaf: tuple[int, ...]
 ) -> tuple[FitInfo, Search]:
-    """Halving in log s² on s²·(N - γ(s²)) - RSS, which changes its sign once."""
+    """Bisection in log s² of s²·(N - γ(s²)) - RSS, which has one change of sign."""
     floor = jnp.log(squares / number)
     # F falls with the square of s²: at e^30 times RSS/N the data say nothing any more.
     ceiling = floor + 30.0
@@ -156,7 +156,7 @@ def _solve(
         lambda state: (state[1] - state[0] > LOG_TOLERANCE) & ~edge, halve, start
     )
     before = jnp.asarray(posterior.noise_variance, log_noise.dtype)
-    # NaN among traced targets cannot be refused: it must not look like a result.
+    # Traced targets that hold NaN cannot be refused: the result must be NaN too.
     noise = jnp.where(
         edge, before + jnp.where(jnp.isnan(squares), squares, 0.0), jnp.exp(log_noise)
     )

@@ -1,7 +1,7 @@
-"""What a posterior is judged by on observed data: each way of predicting, as a sum over examples.
+"""The losses of a posterior on observed data, one for each way of predicting.
 
-A *loss* here is a function of log T that returns the sum over a batch. What does not depend on T,
-the outputs and their spread at T = 1, is computed before it is made.
+A *loss* here is a function of log T that returns a sum over a batch. The outputs and their spread
+at T = 1 do not depend on T, so they are computed once, before the loss is made.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Loss: TypeAlias = Callable[[Array], Array]
 
 
 class Objective(NamedTuple):
-    """What is to be minimised, hashable, so that it can name a compiled program.
+    """What is minimised; hashable, so that it can be a static argument of `jit`.
 
     Attributes:
       apply_fn: the network.
       name: "nll", the log of the mean over draws, or "elbo", the mean of the log.
       kind: how to predict, see `tune`.
       labels: whether the targets are classes.
-      likelihood: `None` for that of the targets.
+      likelihood: a function, or `None` for the default of such targets.
       num_samples: number of draws.
-      chunk_size: draws or inputs side by side.
+      chunk_size: draws, or without draws inputs, that are computed at a time.
     """
 
     apply_fn: ApplyFn
@@ -46,7 +46,7 @@ class Objective(NamedTuple):
     chunk_size: int | None
 
     def resolved(self) -> Objective:
-        """The same with ways of predicting that need no draws taken where there are such.
+        """The same objective, with an exact way of predicting in place of draws if there is one.
 
         Raises:
           ValueError: if the name or the kind is unknown, or there is no exact way.
@@ -61,7 +61,7 @@ class Objective(NamedTuple):
             got = f"objective={self.name!r} of " + ("a likelihood" if self.likelihood else "labels")
             remedy = "pass kind='linearized', which takes draws"
             raise ValueError(
-                complaint(f"kind={self.kind!r}", "an objective that has one", got, remedy)
+                complaint(f"kind={self.kind!r}", "an objective without draws", got, remedy)
             )
         return self
 
@@ -71,13 +71,13 @@ class Objective(NamedTuple):
         return _WAYS[self.kind].smooth
 
     def loss(self, posterior: Posterior, key: Array, inputs: PyTree, y: Array) -> Loss:
-        """The loss of a batch; the posterior's own temperature plays no part."""
+        """The loss of a batch; the posterior's own temperature is not used."""
         unit = posterior._replace(temperature=jnp.ones(()))
         return _WAYS[self.kind].loss(self, unit, key, inputs, y)
 
 
 def _with_draws(kind: Kind) -> OfObjective:
-    """The loss of outputs of draws."""
+    """A function that makes losses from the outputs of draws."""
 
     def of_objective(
         objective: Objective, posterior: Posterior, key: Array, inputs: PyTree, y: Array
@@ -124,7 +124,7 @@ OfObjective: TypeAlias = Callable[[Objective, Posterior, Array, PyTree, Array], 
 
 
 class _Way(NamedTuple):
-    """A value of `kind`.
+    """How one `kind` predicts.
 
     Attributes:
       loss: makes the loss of an objective.
@@ -145,7 +145,7 @@ _WAYS = {
 
 
 def _of_draws(objective: Objective, posterior: Posterior, outputs: Array, y: Array) -> Array:
-    """Outputs (S, N, ...) and targets to a sum over observations."""
+    """The sum over observations, from outputs of shape (S, N, ...) and targets."""
     if objective.likelihood is not None:
         log_probs = objective.likelihood(outputs, y)
     elif objective.labels:

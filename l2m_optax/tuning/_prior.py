@@ -29,8 +29,8 @@ def fit_prior_precision(
     Args:
       posterior: a `Posterior`; its prior precision is where the search starts.
       groups: `None` for one value, or a prefix tree of labels as in `optax.partition` (or a
-        function from the parameters to one): leaves of the same label share a value. A value for
-        each top-level module is ``{name: name for name in params}``, and for each leaf
+        function from the parameters to one): leaves with the same label share a value. For a value
+        of each top-level module pass ``{name: name for name in params}``, for one of each leaf
         ``jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)``.
 
     Returns:
@@ -72,7 +72,7 @@ def fit_prior_precision(
 
 
 def _groups_at_an_edge(grouping: Groups, edge: Array) -> str:
-    """Their names, if they have any, or rather the first of them."""
+    """The first names of the groups at an edge, for the warning; nothing if they have no names."""
     if grouping.names is None or not is_concrete(edge):
         return ""
     return (

@@ -18,7 +18,7 @@ from l2m_optax.posterior._posterior import Posterior, data_precision, free_mean
 from l2m_optax.tuning._data import Dataset, check_call
 
 _INTERPOLATED = 0.1
-"""Below this share of the true Fisher the empirical one says how well the data are fitted."""
+"""Below this share of the true Fisher, the empirical one measures the fit and not the curvature."""
 
 
 class ScaleCheck(NamedTuple):
@@ -62,19 +62,19 @@ def check_scale(
     $F = N\, \mathbb{E}[(J^\top v)^2]$, where v is the gradient of an observation's log-likelihood
     with respect to the outputs: on the observed target for the empirical Fisher; for the true one
     $v = (\mathrm{diag}(\sqrt p) - p \sqrt p^\top)\, \epsilon$ with random signs ε, which has the
-    covariance $\mathrm{diag}(p) - p p^\top$ of the gradient on a label drawn from the model, and no
-    label is missed for being rare. For Gaussian targets $v = \epsilon\, s / s_0^2$ with the mean
-    squared residual $s^2$ and the posterior's noise $s_0^2$. Where an example has several
+    covariance $\mathrm{diag}(p) - p p^\top$ of the gradient on a label drawn from the model. Rare
+    labels count too. For Gaussian targets $v = \epsilon\, s / s_0^2$ with the mean
+    squared residual $s^2$ and the posterior's noise $s_0^2$. If an example has several
     observations, random signs make their cross terms vanish on average.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable.
-      posterior: a `Posterior` that knows its `num_data`, the number of its observations: of tokens
-        where each has a label.
-      inputs: those of some hundred *training* examples, drawn at random.
-      targets: their targets, as in `tune`.
-      likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`, of which the true
-        Fisher is not known.
+      posterior: a `Posterior` with its `num_data`, the number of observations: of tokens, if each
+        has a label.
+      inputs: the inputs of some hundred *training* examples, drawn at random.
+      targets: the targets of these examples, as in `tune`.
+      likelihood: ``"categorical"``, ``"gaussian"``, or a function as in `tune`; the true Fisher of
+        a function is not known.
 
     Returns:
       A `ScaleCheck`.

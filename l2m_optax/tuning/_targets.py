@@ -1,4 +1,4 @@
-"""Whether targets fit the outputs of a network, and what to do about them where they do not."""
+"""Whether targets fit the outputs of a network, and what to do if they do not."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = 
 
 
 def are_labels(targets: ArrayLike) -> bool:
-    """Whether they are whole numbers by their dtype, and so classes."""
+    """Whether targets are class numbers: arrays of an integer type are."""
     return bool(jnp.issubdtype(jnp.result_type(targets), jnp.integer))
 
 
 def are_one_hot(outputs: Any, targets: Array) -> bool:
-    """Whether they are real numbers that hold a single 1 along the last axis, and else 0."""
+    """Whether targets are real numbers with a single 1 along the last axis, and 0 elsewhere."""
     if are_labels(targets) or targets.shape != outputs.shape or not _has_classes(outputs.shape):
         return False
     if not is_concrete(targets):
@@ -88,7 +88,7 @@ def _expected(shape: tuple[int, ...]) -> str:
 
 
 def _remedy(shape: tuple[int, ...], targets: Array) -> str:
-    """One sentence for a mistake that is often made, or else the rule."""
+    """One sentence: the remedy of a frequent mistake, or else the rule."""
     row, column, deeper = shape[:-1], (*shape[:-1], 1), (*shape, 1)
     logits = "for classes let apply_fn return a column for each of them"
     if targets.dtype == bool:
@@ -140,7 +140,7 @@ def _check_finite(targets: Array) -> None:
 
 
 def _check_likelihood(likelihood: Likelihood, outputs: Any, targets: Array) -> int:
-    """A leading axis of examples, and no more values than outputs: else shapes were broadcast."""
+    """Refuse values without an axis of examples, and more values than outputs: a broadcast."""
     values = jax.eval_shape(likelihood, outputs, targets)
     size = math.prod(values.shape)
     if values.shape[:1] != outputs.shape[:1] or size > math.prod(outputs.shape):

@@ -15,7 +15,7 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.tuning._candidates import Problem, minimize, mode_loss
 from l2m_optax.tuning._data import Dataset, check_call, check_objective
-from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
+from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 from l2m_optax.tuning._limits import Bounds, Logs, limits_of, names_of
 from l2m_optax.tuning._mode import Verdict, judge, temperature_after
 from l2m_optax.tuning._objectives import Objective
@@ -38,21 +38,21 @@ def tune(
     r"""The temperature, the prior precision, or both, that predict validation data best.
 
     With $\Sigma(\delta, T) = T / (F + \delta)$ the objective is the negative log-likelihood of the
-    predictive, $-\sum_i \log \overline{p(y_i | f_s(x_i))}$, the mean being that over draws. The
-    same draws, from ``jax.random.key(0)``, serve every candidate, every batch and every call
-    (common random numbers), so that candidates differ by what they are and not by luck. A
-    logarithmic grid is evaluated in one compiled call for each batch, and refined around its best:
-    by finer grids, or for ``kind="exact"``, which has no draws and is smooth, by Newton's
-    method with exact derivatives. For ``objective="nll"`` the trained parameters alone, T = 0, are
-    a candidate too, so that what is returned predicts these data no worse than they do.
+    predictive, $-\sum_i \log \overline{p(y_i | f_s(x_i))}$, where the mean is over draws. Every
+    candidate, every batch and every call has the same draws, from ``jax.random.key(0)`` (common
+    random numbers), so that luck makes no difference between candidates. A logarithmic grid is
+    evaluated in one compiled call for each batch, and refined around its best point: by finer
+    grids, or for ``kind="exact"``, which has no draws and is smooth, by Newton's method with exact
+    derivatives. For ``objective="nll"`` the trained parameters alone, T = 0, are a candidate too.
+    So the result predicts these data no worse than they do.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``: logits of shape (N, K) for classification,
         or (N, ..., K) for several labels an input, such as one for each token; means for
         regression; hashable.
-      posterior: a `Posterior`; what is tuned plays no part in where the search starts.
+      posterior: a `Posterior`; its own values of what is tuned do not change the result.
       inputs: validation inputs; or, without `targets`, a loader of (inputs, targets) pairs that
-        can be iterated over several times, of which one batch at a time is in memory.
+        can be iterated over several times. One batch at a time is in memory.
       targets: integer labels in the shape of the outputs without their last axis, each of which is
         predicted on its own; or real targets in the shape of the outputs, whose Gaussian
         likelihood has the variance ``posterior.noise_variance``.
@@ -62,11 +62,11 @@ def tune(
         $-\sum_i \overline{\log p(y_i | f_s(x_i))} + \mathrm{KL}$, see `elbo`.
       kind: ``"linearized"`` and ``"monte_carlo"`` take draws, as the functions of these names do;
         ``"exact"`` uses exact covariances, with the points of `classify` for one label an
-        input and at most 128 classes. Real targets with their default likelihood need no draws for
-        ``"linearized"`` either, so the two are one.
+        input and at most 128 classes. For real targets with their default likelihood
+        ``"linearized"`` takes no draws, and is the same as ``"exact"``.
       likelihood: log-likelihood of observations given outputs, ``likelihood(outputs, targets)``,
         outputs with an axis of draws in front, such as `likelihoods.heteroscedastic_gaussian`;
-        hashable. By default what `targets` says.
+        hashable. By default categorical or Gaussian, by the dtype of the targets.
       num_samples: number of draws.
       bounds: lowest and highest value, or a dict of such pairs by name. By default 1e-5 to 1e3 for
         the temperature and 1e-4 to 1e8 for the prior precision.
@@ -74,10 +74,10 @@ def tune(
 
     Returns:
       A `Fit` whose ``info.value`` is what was found: a scalar, or a dict by name where `over` is a
-      sequence; ``info.edge`` likewise. Where there is no best value, ``info.edge`` is true:
+      sequence. ``info.edge`` has the same form; it is true where there is no best value:
 
-      - If the trained parameters alone are as good as the best candidate, T is 0, which every
-        function takes as exactly these; a prior precision plays no part there and stays.
+      - If the trained parameters alone are as good as the best candidate, T is 0. At T = 0 every
+        function uses exactly these; the prior precision has no influence, and stays as it was.
       - A T on a bound is kept. A prior precision on a bound is kept where T was tuned with it, and
         left as it was where it was tuned alone.
       - If no candidate is finite, the posterior is left as it was.
@@ -108,7 +108,7 @@ def tune(
     names = names_of(over)
     limits = limits_of(names, bounds)
     if "temperature" not in names:
-        remedy = "at temperature 0 no prior plays a part: tune both"
+        remedy = "at temperature 0 no prior has an influence: tune both"
         check_positive("posterior.temperature", posterior.temperature, remedy)
     data = Dataset(apply_fn, posterior, inputs, targets, likelihood)
     goal = Objective(
@@ -127,7 +127,7 @@ def tune(
 
 
 def _as_fit(posterior: Posterior, names: tuple[str, ...], best: Minimum, verdict: Verdict) -> Fit:
-    """The posterior with what is to be kept of the values found."""
+    """The posterior with those of the values found that are kept."""
     logs, on_bound = Logs(*best.point), Logs(*(best.low | best.high))
     stays = verdict.mode | verdict.lost
     if "temperature" not in names:
@@ -147,10 +147,10 @@ def _as_fit(posterior: Posterior, names: tuple[str, ...], best: Minimum, verdict
 
 
 def _warn(best: Minimum, verdict: Verdict, limits: Bounds) -> None:
-    """Say what was found on a bound, unless it is the mode."""
+    """Warn of values on a bound, unless the mode is better, and of losses that are not finite."""
     where = " and ".join(limits)
-    remedy = "look whether these targets belong to these inputs, and at their likelihood"
-    wider = "pass wider bounds=, or look whether these targets belong to these inputs"
+    remedy = f"{CHECK_TARGETS}, and at their likelihood"
+    wider = f"pass wider bounds=, or {CHECK_TARGETS}"
     left, kept = "and leaves it as it was", "and keeps it"
     warn_if(verdict.lost, where, "a finite loss", f"none, {left}", remedy, 4)
     low, high = Logs(*best.low), Logs(*best.high)

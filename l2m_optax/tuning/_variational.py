@@ -1,4 +1,4 @@
-"""The evidence lower bound of the posterior taken as a variational one."""
+"""The evidence lower bound, with the posterior as the variational distribution."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def elbo(
     $$\mathrm{ELBO} = \sum_i \mathbb E_{\theta \sim q} \log p(y_i | f(x_i, \theta)) -
       \mathrm{KL}(q \,\|\, p)$$
 
-    with q the posterior at its own temperature and f the linearised network. Exact for Gaussian
-    noise. Unlike `log_evidence` it trusts no curvature: where F is wrong, the bound is low.
+    Here q is the posterior at its own temperature, and f is the linearised network. It is exact for
+    Gaussian noise. Unlike `log_evidence` it does not rely on F: if F is wrong, the bound is low.
     ``tune(..., objective="elbo")`` maximises it.
 
     Args:

@@ -56,7 +56,7 @@ def step(tx, loss, params, state, x, y):
 
 
 def shuffled(number, batch_size, epochs, *, ragged=False, seed=0):
-    """Rows of each batch, anew in every epoch; the last smaller one is dropped unless told."""
+    """Rows of each batch, anew in every epoch; the last smaller one is dropped unless `ragged`."""
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(number)
@@ -97,6 +97,12 @@ def stopped_early(x, y):
     best = run(ADAM, mean_loss, shuffled(NUM, 32, 20), x, y)
     _, state = run(ADAM, mean_loss, shuffled(NUM, 32, 100, seed=1), x, y, best)
     return Trained(best[0], state, ADAM, {"batch_size": 32})
+
+
+def restarted(x, y):
+    """Twenty steps at a rate 30 times as large, which the mean still remembers."""
+    tx = optax.adam(lambda count: jnp.where((count >= 400) & (count < 420), 0.3, 1e-2))
+    return Trained(*run(tx, mean_loss, shuffled(NUM, 32, 45), x, y), tx, {"batch_size": 32})
 
 
 def summed(params, x, y):
@@ -158,6 +164,7 @@ TRAPS = {
     "32 then 128": (changed, None, None),
     "MultiSteps": (accumulated, None, None),
     "early stopping": (stopped_early, None, None),
+    "a restart of the learning rate": (restarted, 1.5, None),
     "loss scale forgotten": (forgotten_scale, 500, "loss_scale"),
     "clipped in the loop": (clipped_outside, None, "clipped"),
     "clipped in the chain": (clipped_in_the_chain, None, "clipped"),

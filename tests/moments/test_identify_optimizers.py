@@ -193,7 +193,7 @@ def test_a_centered_moment_waits_for_its_mean():
         l2m.second_moment(run(tx, PARAMS, gradients()), PARAMS, tx=tx)
 
 
-def test_muon_leaves_matrices_as_points():
+def test_muon_leaves_matrices_fixed():
     tx, grads = make("muon"), gradients()
     moment = l2m.second_moment(run(tx, PARAMS, grads), PARAMS, tx=tx)
     expected = mean_of_squares(grads, 0.999)
@@ -281,7 +281,7 @@ def test_clipping_is_named(wrapper):
 
 @pytest.mark.parametrize("base", [optax.adam, optax.adagrad])
 @pytest.mark.parametrize("threshold", [1.0, 20.0])
-def test_the_size_of_a_clip_is_told(threshold, base):
+def test_the_size_of_a_clip_is_named(threshold, base):
     tx = optax.chain(optax.clip_by_global_norm(threshold), base(RATE))
     with pytest.raises(TypeError) as caught:
         l2m.identify(tx, PARAMS)
@@ -313,7 +313,7 @@ def test_skipped_updates_are_not_counted():
     assert_close(state.read_second_moment(), mean_of_squares(grads, 0.9))
 
 
-def test_parts_keep_their_own_decay_and_frozen_parts_are_points():
+def test_parts_keep_their_own_decay_and_frozen_parts_are_fixed():
     parts = {"one": optax.adam(RATE), "two": optax.rmsprop(RATE)}
     tx, grads = optax.partition(parts, LABELS), gradients()
     expected = mean_of_squares(grads, 0.999)

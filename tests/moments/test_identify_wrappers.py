@@ -87,7 +87,7 @@ def test_a_condition_that_holds_sometimes_is_refused(wrap, condition):
 
 
 @pytest.mark.skipif(not hasattr(optax, "freeze"), reason="older optax has none")
-def test_frozen_before_is_a_point_and_frozen_behind_is_not():
+def test_frozen_before_is_fixed_and_frozen_behind_is_free():
     grads = gradients()
     expected = mean_of_squares(grads, 0.999)
     adam = optax.adam(RATE)
@@ -113,7 +113,7 @@ def test_complementary_masks_need_tx():
         l2m.second_moment(state, PARAMS)
 
 
-def test_holes_need_tx():
+def test_masked_leaves_need_tx():
     tx, grads = optax.masked(optax.adam(RATE), SCALE), gradients()
     expected = without_body(mean_of_squares(grads, 0.999))
     state = run(tx, PARAMS, grads)

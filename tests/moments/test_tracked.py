@@ -1,4 +1,4 @@
-"""A moment that says itself what it is comes first, whatever else the state holds."""
+"""A moment that the state declares comes first, whatever else the state holds."""
 
 from typing import NamedTuple
 
@@ -184,7 +184,7 @@ def own():
     return optax.GradientTransformation(init, update)
 
 
-def test_any_state_that_says_what_it_holds():
+def test_any_state_that_declares_its_moment():
     state = run(optax.chain(own(), optax.adam(1e-3)), PARAMS, GRADS)
     assert l2m.second_moment(state, PARAMS).nu is not None
     assert float(l2m.second_moment(state).decay) == DECAY
@@ -220,7 +220,7 @@ def test_laplace_takes_the_fast_weights_of_lookahead():
     assert posterior.mean is params.fast
 
 
-def test_plain_adam_without_tx_is_told_to_pass_it_to_laplace():
+def test_plain_adam_without_tx_is_asked_for_tx():
     state = run(optax.adam(1e-3), PARAMS, GRADS)
     with pytest.raises(TypeError, match=r"; pass tx=, the optimizer, to laplace") as caught:
         l2m.laplace(PARAMS, state, num_data=1000, batch_size=10)

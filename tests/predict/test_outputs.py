@@ -32,13 +32,21 @@ OTHERS = {
     "make_predictive of draws": lambda f, p, x: l2m.make_predictive(
         KEY, f, p, kind="monte_carlo", num_samples=3
     )(x),
+    "predict_dataset": lambda f, p, x: l2m.predict_dataset(
+        l2m.make_predictive(KEY, f, p, num_samples=3), [x]
+    ),
     "tabulate": l2m.predict.tabulate,
+    "last_layer": lambda f, p, x: l2m.last_layer(f, p.mean, x),
+    "classify": l2m.classify,
+    "novelty": l2m.decisions.novelty,
+    "elbo": lambda f, p, x: l2m.tuning.elbo(KEY, f, p, x, jnp.zeros(len(x), int)),
+    "check_scale": lambda f, p, x: l2m.tuning.check_scale(f, p, x, jnp.zeros(len(x), int)),
 }
 EVERY = DRAWN | EXACT | OTHERS
 
 WRONG = {
     "dict": (lambda p, x: {"logits": network(p, x)}, r"a dict of float32\["),
-    "tuple": (lambda p, x: (network(p, x), 0.5), r"a tuple of float32\[.*\], 0.5"),
+    "tuple": (lambda p, x: (network(p, x), 0.5), r"a tuple of float32\[.*\], (0.5|float32\[\])"),
     "integers": (lambda p, x: jnp.argmax(network(p, x), 1), r"int32\["),
     "none": (lambda p, x: None, "a NoneType of "),
 }

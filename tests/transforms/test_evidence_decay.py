@@ -492,7 +492,7 @@ def test_accumulated_gradients_are_one_large_batch():
     np.testing.assert_allclose(gamma, sum(flat(whole.effective_parameters)), rtol=1e-4)
 
 
-def test_a_part_of_the_parameters_has_no_told_prior_for_the_rest():
+def test_the_prior_of_a_part_of_the_parameters_is_not_one_of_the_rest():
     tx = optax.masked(decay(), {"body": False, "head": True})
     _, state = run(optax.chain(tx, optax.adam(1e-3)), 3)
     moment = l2m.SecondMoment(jax.tree.map(jnp.ones_like, PARAMS))

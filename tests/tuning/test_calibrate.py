@@ -44,7 +44,7 @@ def test_where_the_variance_says_nothing_it_is_the_mode(problem):
     spread = 1.0 / np.sqrt(1.0 + v)  # larger errors where the posterior is surer
     y = network(posterior.mean, x) + spread * jax.random.normal(jax.random.key(3), v.shape)
     fitted, info = l2m.tuning.calibrate_noise(network, posterior, x, y)
-    assert float(fitted.temperature) == 0.0 and info.edge
+    assert float(fitted.temperature) == 0.0 and info.edge and not info.converged
     residuals = np.asarray(y - network(posterior.mean, x))
     np.testing.assert_allclose(fitted.noise_variance, np.mean(np.square(residuals)), rtol=1e-4)
 
@@ -56,6 +56,19 @@ def test_without_residuals_nothing_changes(problem):
     with pytest.warns(UserWarning, match="residuals that differ from 0"):
         fitted, info = l2m.tuning.calibrate_noise(compiled, posterior, x, exact)
     assert info.edge and float(fitted.noise_variance) == float(posterior.noise_variance)
+
+
+def test_noise_that_the_variance_leaves_no_room_for_is_warned_of(problem):
+    """Errors that grow faster than the posterior's own deviation, and vanish with it."""
+    posterior, x, _, v = problem
+    errors = v * jax.random.rademacher(jax.random.key(3), v.shape)
+    with pytest.warns(UserWarning, match="temperature: .* got the upper bound, and keeps it"):
+        fitted, info = l2m.tuning.calibrate_noise(
+            network, posterior, x, network(posterior.mean, x) + errors
+        )
+    assert info.edge and not info.converged
+    share = fitted.temperature * np.mean(v) / fitted.noise_variance
+    np.testing.assert_allclose(share, np.exp(7.0), rtol=1e-3)
 
 
 def test_targets_that_broadcast_are_refused(problem):
@@ -85,6 +98,17 @@ def test_the_temperature_is_the_best_for_classify(labelled):
     found = float(info.value)
     assert 0 < found < 100 and float(fitted.temperature) == found and not info.edge
     assert loss(found) < min(loss(found * 2.0), loss(found / 2.0), loss(0.0))
+
+
+def test_the_highest_temperature_is_kept_with_a_warning(labelled):
+    """A posterior a million times too narrow, and labels that the network does not know."""
+    posterior, x, _ = labelled
+    narrow = posterior._replace(data_scale=1e6 * posterior.data_scale, prior_precision=1e6)
+    labels = jax.random.randint(jax.random.key(5), (200,), 0, 3)
+    with pytest.warns(UserWarning, match="temperature: .* below 100, got the upper bound, and k"):
+        fitted, info = l2m.tuning.calibrate_temperature(network, narrow, x, labels)
+    assert info.edge and not info.converged
+    assert float(fitted.temperature) == float(info.value) == 100.0
 
 
 def test_an_unsure_network_stays_as_it_is(labelled):

@@ -105,7 +105,7 @@ def test_only_the_distance_from_the_prior_mean_counts(posterior, pretrained):
 
 
 def test_a_frozen_base_adds_nothing_to_the_prior(params, pretrained):
-    """LoRA in one tree: points may lie anywhere, and have no share in distance or evidence."""
+    """LoRA in one tree: fixed leaves may have any value; they have no share in the evidence."""
     moment = moment_of(params)
     frozen = moment._replace(
         nu={"body": jax.tree.map(lambda _: None, params["body"]), "head": moment.nu["head"]}
@@ -208,7 +208,7 @@ def test_groups_are_fitted_each_on_its_own(posterior, groups):
     np.testing.assert_allclose(again.info.value["b"], info.value["b"], rtol=1e-4)
 
 
-def test_groups_leave_points_alone(posterior):
+def test_groups_leave_fixed_leaves_alone(posterior):
     last = l2m.restrict(posterior, "head")
     fitted, info = l2m.fit_prior_precision(last, groups={"body": "b", "head": "h"})
     assert set(info.value) == {"h"}

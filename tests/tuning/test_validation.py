@@ -321,7 +321,7 @@ X, Y = np.ones((4, 4), np.float32), np.array([0, 1, 2, 0])
         ({"x": X}, TypeError, "targets: expected an array, got none, with a dict"),
         ([(X, Y), (X, Y + 1)], ValueError, "classes from 0 to 2"),
         ([(X, Y[:3])], ValueError, r"class numbers of shape \(4,\)"),
-        ([(X, Y), (X, np.eye(4, 3))], ValueError, "both, in turns"),
+        ([(X, Y), (X, np.eye(4, 3))], ValueError, "both, in different batches"),
         ([(X, np.array(["a"] * 4))], TypeError, "arrays of numbers"),
         ([(X[:0], Y[:0])], ValueError, "leading axis"),
         (3, TypeError, "an iterable"),
@@ -361,7 +361,7 @@ def test_another_order_of_arguments_is_refused(posterior, change, message):
 
 def test_a_prior_cannot_be_tuned_at_temperature_zero(posterior):
     cold = posterior._replace(temperature=jnp.float32(0.0))
-    with pytest.raises(ValueError, match=r"posterior\.temperature.*no prior plays a part"):
+    with pytest.raises(ValueError, match=r"posterior\.temperature.*no prior has an influence"):
         l2m.tune(network, cold, X, Y, over="prior_precision")
 
 

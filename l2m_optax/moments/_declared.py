@@ -1,7 +1,8 @@
-"""`identify_told`: `identify`, where a moment that the state names itself goes before any other.
+"""`identify_declared`: what `identify` finds, except that a declared moment goes first.
 
-Two moments of one parameter in a chain are one too many for `identify`. If one of them is tracked
-or exposed, the user has said which is meant, and the other is put out of sight.
+A state declares its moment if it has a method `read_second_moment`, as the state of
+`track_second_moment` and of `expose_second_moment`. A chain may hold a declared moment and another
+one of the same parameter. That is one too many for `identify`, so the other one is hidden from it.
 """
 
 from __future__ import annotations
@@ -21,43 +22,43 @@ from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.trace import extended, gradient_tree
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._identify import identify
-from l2m_optax.moments._layouts import says_itself, several
+from l2m_optax.moments._layouts import declares_moment, several
 
-_OUT_OF_SIGHT = (1,) * 8
-"""Axes that no parameter has: an array behind them is taken for nobody's moment."""
+_HIDING_AXES = (1,) * 8
+"""Axes that hide an array: with them in front it has the shape of no parameter."""
 _VERDICTS: Memory[Identification] = Memory(64)
 
 
-def identify_told(tx: Any, params: PyTree) -> Identification:
-    """What `identify` finds, looking only at the moments that the state says it holds, if any.
+def identify_declared(tx: Any, params: PyTree) -> Identification:
+    """What `identify` finds; of the declared moments only, if the state declares any.
 
     Raises:
-      TypeError: as `identify`; and if the state says that it holds more than one.
+      TypeError: as `identify`; and if the state declares more than one for a parameter.
     """
-    return _VERDICTS.verdict(tx, params, _identify_told)
+    return _VERDICTS.verdict(tx, params, _identify_declared)
 
 
-def _identify_told(tx: Any, params: PyTree) -> Identification:
-    told, covered = _told(tx, params)
-    if not told:
+def _identify_declared(tx: Any, params: PyTree) -> Identification:
+    declared, hidden = _declared(tx, params)
+    if not declared:
         return identify(tx, params)
     try:
-        return identify(_showing_only(tx, covered), params)
+        return identify(_hiding(tx, hidden), params)
     except TypeError as error:
-        if len(told) == 1:
+        if len(declared) == 1:
             raise
-        paths = [f"opt_state{path}" for path in told]
+        paths = [f"opt_state{path}" for path in declared]
         remedy = "pass the part of the state that you want read"
         raise TypeError(several(paths, remedy)) from error
 
 
 def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
-    """A state whose containers lost their types, with those that `tx` makes.
+    """The state with the types of containers that `tx` makes, if its own were lost.
 
-    Without them nothing says itself what it holds. Others are returned as they are, and so are
-    those that `tx` did not make.
+    Without types, as in some checkpoints, a state declares nothing. A state that has its types is
+    returned as it is, and so is one that `tx` did not make.
     """
-    if any(says_itself(node) for node in jax.tree.leaves(opt_state, is_leaf=says_itself)):
+    if any(declares_moment(node) for node in jax.tree.leaves(opt_state, is_leaf=declares_moment)):
         return opt_state
     try:
         made = _shapes_of_state(tx, params)
@@ -67,47 +68,49 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
         return opt_state
 
 
-def _told(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
-    """The paths of the states that say what they hold, and those of the arrays to be hidden."""
+def _declared(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:
+    """The paths of the states that declare a moment, and the paths of the arrays to hide."""
     try:
         with plain_tracking():
             state = _shapes_of_state(tx, params)
-    except Exception:  # whatever tx raises: `identify` meets it again, and says so
+    except Exception:  # whatever tx raises, it raises again in `identify`
         return [], frozenset()
     nodes = [(path[1:], node) for path, node in _innermost((state,))]
-    told = [path_name(path, "") for path, node in nodes if says_itself(node)]
+    declared = [path_name(path, "") for path, node in nodes if declares_moment(node)]
     owners = [path for path, _ in _arrays(gradient_tree(params))]
-    inside = [a for path, node in nodes if says_itself(node) for a in _owned(path, node, owners)]
+    inside = [
+        a for path, node in nodes if declares_moment(node) for a in _owned(path, node, owners)
+    ]
     outside = [
-        a for path, node in nodes if not says_itself(node) for a in _owned(path, node, owners)
+        a for path, node in nodes if not declares_moment(node) for a in _owned(path, node, owners)
     ]
     covered = {owner for _, owner in inside}
-    return told, frozenset(path for path, owner in outside if owner in covered)
+    return declared, frozenset(path for path, owner in outside if owner in covered)
 
 
 def _shapes_of_state(tx: Any, params: PyTree) -> PyTree:
     """The first state of `tx`, in shapes."""
     init = extended(tx).init
-    # A function of its own each time: JAX remembers what it traced, and plain tracking is another.
+    # A new function each time: JAX would reuse what it traced outside of plain tracking.
     return jax.eval_shape(lambda p: init(p), _abstract(params))
 
 
 def _innermost(state: PyTree) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The states inside `state` that say what they hold and have no such inside; other leaves."""
+    """The innermost states inside `state` that declare a moment, and all other leaves."""
 
     def is_inside(node: Any) -> bool:
-        return node is not state and says_itself(node)
+        return node is not state and declares_moment(node)
 
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_inside):
-        deeper = list(_innermost(node)) if says_itself(node) else []
-        if any(says_itself(inner) for _, inner in deeper):
+        deeper = list(_innermost(node)) if declares_moment(node) else []
+        if any(declares_moment(inner) for _, inner in deeper):
             yield from ((path + below, inner) for below, inner in deeper)
         else:
             yield path, node
 
 
 def _owned(path: Any, node: Any, owners: Sequence[str]) -> list[tuple[str, str]]:
-    """The floating arrays of a node that lie at the path of a parameter, and that parameter."""
+    """The floating-point arrays of a node at the path of a parameter, each with that parameter."""
     found = ((path_name(path, "") + below, leaf) for below, leaf in _arrays(node))
     pairs = ((where, _owner(where, owners)) for where, leaf in found if _is_float(leaf))
     return [(where, owner) for where, owner in pairs if owner is not None]
@@ -133,8 +136,8 @@ def _is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def _showing_only(tx: Any, hidden: frozenset[str]) -> optax.GradientTransformationExtraArgs:
-    """`tx` with axes added to the arrays of its state at the paths in `hidden`."""
+def _hiding(tx: Any, hidden: frozenset[str]) -> optax.GradientTransformationExtraArgs:
+    """`tx` with `_HIDING_AXES` in front of the arrays of its state at the paths in `hidden`."""
     inner = extended(tx)
 
     def reshaped(state: PyTree, added: bool) -> PyTree:
@@ -142,9 +145,7 @@ def _showing_only(tx: Any, hidden: frozenset[str]) -> optax.GradientTransformati
             if path_name(path, "") not in hidden:
                 return leaf
             shape = jnp.shape(leaf)
-            return jnp.reshape(
-                leaf, _OUT_OF_SIGHT + shape if added else shape[len(_OUT_OF_SIGHT) :]
-            )
+            return jnp.reshape(leaf, _HIDING_AXES + shape if added else shape[len(_HIDING_AXES) :])
 
         return jax.tree_util.tree_map_with_path(reshape, state)
 
