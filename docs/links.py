@@ -14,7 +14,6 @@ WORDS = {
     "ECE": "ECE",
     "evidence": "evidence",
     "leaf": "leaf",
-    "leaves": "leaf",
     "temperature": "temperature",
     "prior precision": "prior precision",
     "effective parameters": "effective parameters",
@@ -25,7 +24,7 @@ WORDS = {
 }
 CALL = re.compile(r"(?:l2m\.)?([\w.]+)(?:\(.*\))?")
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b")
-CLOSED = (nodes.reference, nodes.title, nodes.literal_block, nodes.term, nodes.math, nodes.caption)
+CLOSED = (nodes.reference, nodes.title, nodes.thead, nodes.literal_block, nodes.term, nodes.math)
 
 
 def name_terms(app, doctree):

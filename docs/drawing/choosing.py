@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from drawing import style
 
@@ -48,31 +49,30 @@ def pictures() -> dict[str, Figure]:
     ax = made.subplots()
     ax.set(xlim=(0, 1), ylim=(-len(QUESTIONS) - 1.35, 0.45))
     ax.axis("off")
-    for number, question in enumerate(QUESTIONS):
-        _ask(ax, -STEP * number, question)
-    _box(ax, LEFT, -len(QUESTIONS), LAST, style.BLUE)
+    asked = [_ask(ax, -STEP * number, question) for number, question in enumerate(QUESTIONS)]
+    below = [*asked[1:], _box(ax, LEFT, -len(QUESTIONS), LAST, style.BLUE)]
+    for question, start, end in zip(QUESTIONS, asked, below, strict=True):
+        _arrow(ax, start, end, question.otherwise, (14, -4))
     _box(ax, 0.5, -len(QUESTIONS) - 1, THEN, style.GREY)
     return {"choosing": made}
 
 
-def _ask(ax: Axes, y: float, question: Question) -> None:
-    _box(ax, LEFT, y, question.text, style.INK)
-    _box(ax, RIGHT, y, question.to, style.BLUE)
-    _arrow(ax, (LEFT + 0.2, y), (RIGHT - 0.255, y), question.answer, (0, 6))
-    _arrow(ax, (LEFT, y - 0.3), (LEFT, y - 0.68), question.otherwise, (14, -4))
+def _ask(ax: Axes, y: float, question: Question) -> Text:
+    asked = _box(ax, LEFT, y, question.text, style.INK)
+    _arrow(ax, asked, _box(ax, RIGHT, y, question.to, style.BLUE), question.answer, (-16, 6))
+    return asked
 
 
-def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
-    edge = {
-        "boxstyle": "round,pad=0.45",
-        "facecolor": "white",
-        "edgecolor": colour,
-        "linewidth": 1.6,
-    }
-    ax.text(x, y, text, ha="center", va="center", fontsize=11, bbox=edge, linespacing=1.25)
+def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> Text:
+    edge = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": colour, "linewidth": 1.6}
+    return ax.text(x, y, text, ha="center", va="center", fontsize=11, bbox=edge, linespacing=1.25)
 
 
-def _arrow(ax: Axes, start, end, text: str, shift) -> None:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": style.INK})
-    middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+def _arrow(ax: Axes, start: Text, end: Text, text: str, shift) -> None:
+    """From box to box."""
+    places = start.get_position(), end.get_position()
+    ends = {"patchA": start.get_bbox_patch(), "patchB": end.get_bbox_patch()}
+    head = {"arrowstyle": "-|>", "color": style.INK, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", places[1], places[0], arrowprops=head | ends)
+    middle = [(one + other) / 2 for one, other in zip(*places, strict=True)]
     ax.annotate(text, middle, shift, textcoords="offset points", ha="center", fontsize=11)

@@ -11,7 +11,8 @@ def pages() -> dict[str, str]:
     """The text of each file, by its name."""
     shown = {heading for headings in TASKS.values() for heading in headings}
     each = [heading for heading in records.headings("tasks") if heading not in shown]
+    recorded = records.record("tasks")["tables"]
     return {
-        name: report.markdown(records.record("tasks"), headings)
+        name: "\n\n".join(report.tables(records.chosen(recorded, headings))) + "\n"
         for name, headings in (TASKS | {"tasks-each": tuple(each)}).items()
-    }
+    } | {"tasks-about": report.markdown(records.record("tasks"), ())}
