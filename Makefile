@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-curvature bench-cost
-.PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
+.PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method bench $(BENCH_PEERS) \
 	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
 	bench-structure bench-temperature bench-variance test-oldest dist test-dist clean
 
@@ -91,6 +91,9 @@ notebooks/%.ipynb: notebooks/%.py docs/make_notebook.py | .venv/.dev
 
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
+
+docs-method: .venv/.dev ## train two small networks and draw the pictures of README
+	@JAX_PLATFORMS=cpu $(PY) docs/make_method.py
 
 bench: $(BENCH_PEERS) ## compare with every peer, into benchmarks/results (an hour or two; minutes with FAST=1)
 
