@@ -6,14 +6,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from drawing import choosing, cost, curvature, quality, regression, style, tables, tasks  # noqa: E402
+from drawing import choosing, cost, curvature, plots, quality, regression, style, tables, tasks  # noqa: E402
 
 MADE = HERE / "made"
-RESULTS = (quality, regression, cost, curvature, tasks)
+DRAWN = (quality, regression, cost, curvature, tasks, plots)
 
 
 def main() -> None:
-    for subject in RESULTS:
+    for subject in DRAWN:
         for name, picture in subject.pictures().items():
             style.save(picture, MADE / f"{name}.png")
     for name, picture in choosing.pictures().items():
