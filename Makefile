@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
-.PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers bench $(BENCH_PEERS) \
+.PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
 	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
 	bench-temperature bench-variance test-oldest dist test-dist clean
 
@@ -92,6 +92,13 @@ notebooks/%.ipynb: notebooks/%.py docs/make_notebook.py | .venv/.dev
 docs-optimizers: .venv/.dev ## make the table of optimizers from the tests' own
 	@$(PY) docs/make_optimizers.py
 
+docs-method: .venv/.dev ## train two small networks and draw the pictures of README
+	@JAX_PLATFORMS=cpu $(PY) docs/make_method.py
+
+docs-results: .venv/.dev ## write benchmarks/results into its Markdown, README and the landing page
+	@$(PY) benchmarks/report.py
+	@$(PY) docs/make_readme.py
+
 bench: $(BENCH_PEERS) ## compare with every peer, into benchmarks/results (an hour or two; minutes with FAST=1)
 
 $(BENCH_PEERS): bench-%: .venv-bench/.bench
@@ -143,7 +150,7 @@ test-dist: dist ## install the sdist, then the wheel, into an empty environment,
 	@rm -r .venv-dist/sdist/l2m_optax && cd .venv-dist/sdist && ../bin/python notebooks/01_quickstart.py
 
 clean: ## remove all that make, the tests and the demo have made
-	@rm -rf .venv .venv-oldest .venv-bench .venv-dist build dist outputs .coverage htmlcov docs/_build docs/generated docs/notebooks
+	@rm -rf .venv .venv-oldest .venv-bench .venv-dist build dist outputs .coverage htmlcov docs/_build docs/generated docs/made docs/notebooks
 	@rm -rf .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Clean"

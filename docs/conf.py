@@ -7,13 +7,16 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the package of this clone
+sys.path.insert(0, str(HERE))
 
-from docutils import nodes  # noqa: E402
+import make_pictures  # noqa: E402
+from inventories import mapping  # noqa: E402
 
 import l2m_optax  # noqa: E402
 
 # The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them below.
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
+make_pictures.main()
 
 project = "l2m_optax"
 author = "The l2m-optax contributors"
@@ -24,10 +27,23 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
+    "links",
 ]
-exclude_patterns = ["_build", "_templates", "notebooks/*.py", "notebooks/*.md", "notebooks/data"]
+intersphinx_mapping = mapping(
+    {"jax": "https://docs.jax.dev/en/latest/", "optax": "https://optax.readthedocs.io/en/latest/"}
+)
+exclude_patterns = [
+    "_build",
+    "_templates",
+    "made/*.md",
+    "notebooks/*.py",
+    "notebooks/*.md",
+    "notebooks/data",
+]
 templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"
@@ -38,7 +54,7 @@ html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_t
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make notebooks` has run them
 
@@ -65,15 +81,5 @@ def _display(found):
     return f".. math:: {' '.join(found[1].split())}"
 
 
-def _figures(app, doctree):
-    """Mark tables of figures, whose cells the style does not break; prose is broken as usual."""
-    for table in doctree.findall(nodes.table):
-        rows = [row.children[1:] for body in table.findall(nodes.tbody) for row in body.children]
-        cells = [cell.astext() for row in rows for cell in row]
-        if 2 * sum(cell[:1].isdigit() for cell in cells) > len(cells):
-            table["classes"].append("figures")
-
-
 def setup(app):
     app.connect("autodoc-process-docstring", _math)
-    app.connect("doctree-read", _figures)

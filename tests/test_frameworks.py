@@ -11,7 +11,7 @@ from test_readme import PYTHON_BLOCK, read, run_blocks
 import l2m_optax as l2m
 
 PAGE = read("docs/frameworks.md")
-FIRST, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+FIRST, *SECTIONS = re.split(r"^(?::::\{tab-item\}|## (?!From)) *", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=[s.partition("\n")[0] for s in SECTIONS])
