@@ -15,6 +15,7 @@ from l2m_optax.moments._basis import diagonal, over_leaves
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.posterior._report import Diagnosis, Leaf
+from l2m_optax.posterior._training import nats_per_parameter
 
 
 def diagnose(
@@ -22,6 +23,7 @@ def diagnose(
     moment: SecondMoment | None = None,
     *,
     reference: PyTree | None = None,
+    training: PyTree | None = None,
 ) -> Diagnosis:
     r"""How far a posterior's second moment can be trusted, from the state alone.
 
@@ -41,6 +43,8 @@ def diagnose(
       moment: what `second_moment` returned; with it the share of the mean gradient is known.
       reference: F computed otherwise, like the mean of the posterior, to compare with: what
         `empirical_fisher` returns for one batch.
+      training: the state of an optimizer with `evidence_weight_decay`: with it a fit that is almost
+        perfect is known, whose weight decay may be too strong.
 
     Returns:
       A `Diagnosis`: print it. Under `jit` its numbers are traced as any others.
@@ -89,6 +93,7 @@ def diagnose(
         _float(moment.count),
         _float(None if moment.decay is None else _window(moment.decay)),
         _float(posterior.num_data),
+        nats_per_parameter(training),
     )
 
 
