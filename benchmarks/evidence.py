@@ -247,11 +247,12 @@ def both(task: Task, params: Any, noise: Any, data: tuple) -> tuple[float, float
 
 
 class Found(NamedTuple):
-    """NLL on validation and on test data, and the seconds of the training."""
+    """NLL on validation and on test data, the seconds of the training, and `nats_per_parameter`."""
 
     validation: float
     test: float
     seconds: float
+    nats: float = float("nan")
 
 
 def of_strength(task: Task, seed: int, data: tuple, optimizer: Callable, strength: float) -> Found:
@@ -284,10 +285,11 @@ def by_evidence(task: Task, seed: int, data: tuple) -> dict[str, Found]:
     ):
         params, (state, _), seconds = timed(task, optimizer, a, seed, data)
         noise = state.noise_variance if task.kind == "gaussian" else 1.0
-        table[name] = Found(*both(task, params, noise, data), seconds)
+        nats = float("nan") if task.kind == "gaussian" else float(state.nats_per_parameter)
+        table[name] = Found(*both(task, params, noise, data), seconds, nats)
         deltas = [float(layer["kernel"]) for layer in state.prior_precision.values()]
         gamma = float(sum(jax.tree.leaves(state.effective_parameters)))
-        print(name, round(table[name].test, 4), np.round(deltas, 2), gamma, state.loss, flush=True)
+        print(name, round(table[name].test, 4), np.round(deltas, 2), gamma, nats, flush=True)
     return table
 
 
@@ -300,6 +302,8 @@ def rows(task: Task) -> dict[str, list[dict[str, float]]]:
         for method, one in found.items():
             ratio = one.seconds / found["no decay"].seconds
             figures = {"test NLL": one.test, "seconds, over those of no decay": ratio}
+            if task.kind == "categorical":
+                figures["nats a determined parameter"] = one.nats
             table.setdefault(method, []).append(figures)
     return table
 
@@ -307,7 +311,8 @@ def rows(task: Task) -> dict[str, list[dict[str, float]]]:
 def main() -> None:
     path = report.RESULTS / "evidence.json"
     names = sys.argv[1:] or list(TASKS)
-    tables = json.loads(path.read_text())["tables"] if sys.argv[1:] else {}
+    kept = bool(sys.argv[1:]) and path.exists()
+    tables = json.loads(path.read_text())["tables"] if kept else {}
     for name in names:
         tables[name] = rows(TASKS[name])
         print(name, tables[name], flush=True)
