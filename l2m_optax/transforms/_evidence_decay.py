@@ -77,9 +77,8 @@ def evidence_weight_decay(
     about 100 updates. It stays between 1e-4 and 1e6.
 
     With a `structure`, as in `track_second_moment`, F is that in the eigenbases of the products
-    that are kept, which nothing is divided by, and the posterior has this structure. The moment is
-    then updated once in `every` updates, and a search, which takes the eigendecompositions, is made
-    once in ten times that.
+    that are kept, $a$ is 1, and the posterior has this structure. The moment is then updated once
+    in `every` updates, and a search, which decomposes the products, is made once in ten times that.
 
     Place it before any optimizer, and before clipping:
     ``optax.chain(evidence_weight_decay(num_data=N, batch_size=B), optax.adam(1e-3))``, without
