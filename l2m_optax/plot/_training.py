@@ -131,7 +131,9 @@ def _name(paths: list[Any], own: list[int]) -> str:
     if len(own) == len(paths):
         return "all"
     modules = {_dotted(paths[i][:-1]) for i in own}
-    alone = modules.isdisjoint(_dotted(p[:-1]) for i, p in enumerate(paths) if i not in own)
+    alone = "" not in modules and modules.isdisjoint(
+        _dotted(p[:-1]) for i, p in enumerate(paths) if i not in own
+    )
     name = ", ".join(sorted(modules if alone else (_dotted(paths[i]) for i in own)))
     return name if len(name) <= 40 else f"{name[:37]}..."
 

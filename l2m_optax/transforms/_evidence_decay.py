@@ -154,13 +154,11 @@ def evidence_weight_decay(
     """
     check_positive("start", start, "pass a prior precision, such as 1")
     check_count("every", every)
-    is_diagonal = isinstance(structure, str) and structure == "diagonal"
-    if overcount is None:
-        overcount = OVERCOUNT if is_diagonal else 1.0
+    usual, of_moment, of_search = _usual(structure, every)
+    overcount = usual if overcount is None else overcount
     check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
     scale = functools.partial(data_scale, num_data, batch_size, 1, loss_scale, with_replacement)
     scale()  # refuses bad numbers now
-    of_moment, of_search = (1, every) if is_diagonal else (every, SELDOM * every)
     model = Model(num_data, scale, loss_scale, overcount, groups, of_search)
     gaussian = _is_gaussian(likelihood)
     tracker = track_second_moment(
@@ -188,6 +186,13 @@ def evidence_weight_decay(
         return _decayed(model, updates, state, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _usual(structure: Structure, every: int) -> tuple[float, int, int]:
+    """The overcount, and how many updates there are from one of the moment, and one search, on."""
+    if isinstance(structure, str) and structure == "diagonal":
+        return OVERCOUNT, 1, every
+    return 1.0, every, SELDOM * every
 
 
 def _follow(

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
@@ -659,7 +660,9 @@ def test_a_sharded_state_finds_the_same(name):
 
 def test_the_page_runs(capsys):
     page = run_blocks("docs/weight_decay.md")
+    plt.close("all")
     capsys.readouterr()
+    assert 0.0 < float(page["diagnosis"].nats_per_parameter) < 10.0
     found = page["found"]
     assert 0.01 < float(found.prior_precision["hidden"]["kernel"]) < 1e3
     jax.tree.map(
