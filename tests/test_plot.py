@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import optax
 import pytest
 
 import l2m_optax as l2m
@@ -34,6 +35,30 @@ POSTERIOR = l2m.laplace(
     batch_size=10,
     prior_precision={"body": 300.0, "head": 2.0},
 )
+
+TRACKER = l2m.evidence_weight_decay(num_data=100, batch_size=10, every=5)
+
+
+@jax.jit
+def train(state):
+    """The states of 110 steps, of which the first search ends the hundredth."""
+
+    def step(state, loss):
+        grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), PARAMS)
+        params = jax.tree.map(jnp.ones_like, PARAMS)
+        state = TRACKER.update(grads, state, params, value=loss)[1]
+        return state, state
+
+    return jax.lax.scan(step, state, jnp.linspace(2.0, 1.0, 110))[1]
+
+
+STATES = train(TRACKER.init(PARAMS))
+HISTORIES = {
+    "stacked states": (STATES, optax.EmptyState()),
+    "stacked records": STATES.record(),
+    "a list of states": [jax.tree.map(lambda x, i=i: x[i], STATES) for i in range(110)],
+    "a list of records": [jax.tree.map(lambda x, i=i: x[i], STATES).record() for i in range(110)],
+}
 
 PLOTS = {
     "reliability_diagram": (PROBS, LABELS),
@@ -167,7 +192,58 @@ def test_an_empty_leaf_is_left_out():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["some (2)"]
 
 
+@pytest.mark.parametrize("name", HISTORIES)
+def test_training_holds_what_the_states_held(name):
+    loss, evidence, gamma, delta = plot.training(HISTORIES[name])
+    np.testing.assert_array_equal(loss.lines[0].get_xdata(), np.arange(1, 111))
+    np.testing.assert_array_equal(loss.lines[0].get_ydata(), STATES.loss)
+    drawn = evidence.lines[0].get_ydata()
+    assert np.all(np.isnan(drawn[:99]))  # before the first search
+    np.testing.assert_array_equal(drawn[99:], STATES.log_evidence[99:])
+    assert legend(gamma) == legend(delta) == ["body", "head"]
+    body = STATES.effective_parameters["body"]
+    np.testing.assert_allclose(line(gamma, "body")[1][99:], (body["w"] + body["b"])[99:], rtol=1e-6)
+    np.testing.assert_array_equal(line(delta, "head")[1], STATES.prior_precision["head"])
+    loss.figure.canvas.draw()
+
+
+def test_training_draws_on_the_axes_given():
+    given = plt.subplots(2, 2)[1]
+    assert plot.training(STATES, axes=given) == tuple(given.ravel())
+    assert len(plt.get_fignums()) == 1
+    one = plot.training(jax.tree.map(lambda x: x[:1], STATES))
+    assert one[0].lines[0].get_marker() == "o"
+    assert legend(one[3]) == ["all"]  # where all are at the start
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ({"body": {"w": 0, "b": 1}, "head": 1}, ["body.b, head", "body.w"]),
+        (None, ["all"]),
+    ],
+)
+def test_training_names_groups_by_what_is_in_them(groups, names):
+    record = STATES.record()
+    labels = jax.tree.map(lambda _: 0, PARAMS) if groups is None else groups
+    delta = jax.tree.map(lambda label: jnp.full(110, 1.0 + label), labels)
+    axes = plot.training(record._replace(prior_precision=delta))
+    assert sorted(legend(axes[3])) == names
+
+
 REFUSALS = {
+    "no states": ("training", ([1.0, 2.0],), "history: expected states of evidence_weight_decay"),
+    "the same step": ("training", ([STATES, STATES],), "history: expected steps that increase"),
+    "an ensemble": (
+        "training",
+        (jax.tree.map(lambda x: jnp.stack([x, x], 1), STATES),),
+        "history.step: expected a number a step",
+    ),
+    "NaN evidence": (
+        "training",
+        (STATES._replace(log_evidence=STATES.log_evidence * jnp.nan),),
+        "history: expected finite numbers",
+    ),
     "logits": ("reliability_diagram", (PROBS * 3, LABELS), "probs: expected rows that sum to 1"),
     "NaN losses": ("risk_coverage", (UNCERTAINTY, LOSSES * np.nan), "losses: expected numbers"),
     "NaN entropy": (
@@ -211,6 +287,16 @@ def test_refusals_come_before_any_figure(case):
     assert plt.get_fignums() == []
 
 
+def test_traced_states_are_refused():
+    with pytest.raises(ValueError, match=r"expected values, got a traced array"):
+        jax.jit(plot.training)(STATES)
+
+
+def test_five_axes_are_refused():
+    with pytest.raises(ValueError, match="axes: expected four of them, got 5"):
+        plot.training(STATES, axes=plt.subplots(1, 5)[1])
+
+
 @pytest.mark.parametrize("name", PLOTS)
 def test_traced_arrays_are_refused(name):
     _, ax = plt.subplots()
@@ -218,12 +304,12 @@ def test_traced_arrays_are_refused(name):
         jax.jit(lambda *args: getattr(plot, name)(*args, ax=ax))(*PLOTS[name])
 
 
-@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize("name", [*PLOTS, "training"])
 def test_without_matplotlib_the_error_names_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'l2m-optax\[plot\]'"):
-        getattr(plot, name)(*PLOTS[name])
+        getattr(plot, name)(*PLOTS.get(name, (STATES,)))
 
 
 def test_importing_plot_does_not_import_matplotlib():

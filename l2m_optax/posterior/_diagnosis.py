@@ -16,6 +16,7 @@ from l2m_optax.moments._evidence import determined
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.posterior._report import Diagnosis, Leaf
+from l2m_optax.posterior._training import nats_per_parameter
 
 
 def diagnose(
@@ -23,6 +24,7 @@ def diagnose(
     moment: SecondMoment | None = None,
     *,
     reference: PyTree | None = None,
+    training: PyTree | None = None,
 ) -> Diagnosis:
     r"""How far a posterior's second moment can be trusted, from the state alone.
 
@@ -43,6 +45,8 @@ def diagnose(
       moment: what `second_moment` returned; with it the share of the mean gradient is known.
       reference: F from another computation, to compare with, a tree like the posterior's mean:
         what `jacobians.empirical_fisher` returns for one batch.
+      training: the state of an optimizer with `evidence_weight_decay`: with it a fit that is almost
+        perfect is known, whose weight decay may be too strong.
 
     Returns:
       A `Diagnosis`: print it. Under `jit` its numbers are traced as any others.
@@ -91,6 +95,7 @@ def diagnose(
         _float(moment.count),
         _float(None if moment.decay is None else _window(moment.decay)),
         _float(posterior.num_data),
+        nats_per_parameter(training),
     )
 
 

@@ -11,6 +11,10 @@ import numpy as np
 
 from l2m_optax._support.types import Array
 
+PERFECT = 0.25
+"""Nats for each determined parameter. It is an observation: digits and tables that a network
+separates had 0.1 to 0.2, images and digits with wrong labels 0.4 and more."""
+
 
 class Leaf(NamedTuple):
     """Figures of one leaf, or of all leaves together; scalars of shape ().
@@ -45,6 +49,7 @@ class Diagnosis(NamedTuple):
       window: number of updates it would average if it had seen more, (1+decay)/(1-decay); NaN
         where unknown.
       num_data: number of training examples; NaN where unknown.
+      nats_per_parameter: of `EvidenceWeightDecayState`; NaN where unknown.
     """
 
     leaves: dict[str, Leaf]
@@ -52,6 +57,7 @@ class Diagnosis(NamedTuple):
     updates: Array
     window: Array
     num_data: Array
+    nats_per_parameter: Array
 
     def warnings(self) -> list[str]:
         """What to doubt, and what to do about it, in plain words."""
@@ -76,6 +82,7 @@ def _warnings(diagnosis: Diagnosis) -> Iterator[str]:
     yield from _of_zeros(float(total.zeros))
     yield from _of_the_size(float(total.effective), float(diagnosis.num_data))
     yield from _of_the_scale(float(total.ratio))
+    yield from of_the_training(float(diagnosis.nats_per_parameter))
 
 
 def _of_the_mean(updates: float, window: float) -> Iterator[str]:
@@ -132,6 +139,16 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
             "another step than the state's, such as the best ones of early stopping (save the "
             "state beside them); a restart of the learning rate that the mean still remembers "
             "(train longer at the small rate)"
+        )
+
+
+def of_the_training(nats: float) -> Iterator[str]:
+    """What to think of a fit that is almost perfect, with a decay that the evidence found."""
+    if nats < PERFECT:
+        yield (
+            f"the loss is {nats:.2g} nats for each parameter that the data determine: they are "
+            "fitted almost perfectly, and what is left of the loss is the work of the decay, which "
+            "may be too strong; compare with a training without it, on validation data"
         )
 
 

@@ -25,6 +25,7 @@ from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.transforms._evidence_search import Model, deviation, residual, search
 from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState, first_state
+from l2m_optax.transforms._structure import Structure
 from l2m_optax.transforms._track import TrackSecondMomentState, track_second_moment
 
 OVERCOUNT = 10.0
@@ -33,6 +34,8 @@ OVERCOUNT = 10.0
 Correlated weights share what the data say, and a diagonal counts it for each of them. 10 is an
 observation, not a law: of 1, 3, 10, 30 and 100 it was the best in networks of two to four layers.
 """
+SELDOM = 10
+"""Updates of a structured moment for each search, which takes an eigendecomposition."""
 WARM_UP = 100
 """Updates before the first search: early gradients are those of a network that knows nothing."""
 
@@ -49,7 +52,10 @@ def evidence_weight_decay(
     prior_mean: PyTree | None = None,
     likelihood: Literal["categorical", "gaussian"] = "categorical",
     with_replacement: bool = False,
-    overcount: float = OVERCOUNT,
+    overcount: float | None = None,
+    structure: Structure = "diagonal",
+    max_side: int = 2048,
+    max_bytes: int = 2**32,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Add a weight decay to the gradients, as strong as the evidence says.
 
@@ -69,6 +75,10 @@ def evidence_weight_decay(
     share for each of them, and F is divided by $a$, the overcount. Once in `every` updates, after
     the first 100, δ takes a step towards the right side, in its logarithm and with a memory of
     about 100 updates. It stays between 1e-4 and 1e6.
+
+    With a `structure`, as in `track_second_moment`, F is that in the eigenbases of the products
+    that are kept, $a$ is 1, and the posterior has this structure. The moment is then updated once
+    in `every` updates, and a search, which decomposes the products, is made once in ten times that.
 
     Place it before any optimizer, and before clipping:
     ``optax.chain(evidence_weight_decay(num_data=N, batch_size=B), optax.adam(1e-3))``, without
@@ -95,7 +105,8 @@ def evidence_weight_decay(
       batch_size: B, examples behind one gradient, as in `laplace`.
       decay: β of the running means, which look back over ``(1 + β) / (1 - β)`` updates. 0.99 suits
         trainings of a thousand updates.
-      every: updates between two searches. A search costs a pass over the second moment.
+      every: updates between two searches, each of which costs a pass over the second moment; with
+        a structure, between two updates of the moment.
       groups: which leaves share a δ: a prefix tree of labels or a function from the parameters to
         one, as in `fit_prior_precision`; `None` for one δ. By default each module has one, for its
         kernel and its bias.
@@ -106,8 +117,13 @@ def evidence_weight_decay(
       likelihood: ``"gaussian"`` finds a noise variance; ``"categorical"`` is for any other negative
         log-likelihood.
       with_replacement: as in `laplace`.
-      overcount: a, how often the diagonal counts each parameter that the data determine. 10 was
-        the best for networks; 1 where F is diagonal.
+      overcount: a, how often the second moment counts each parameter that the data determine. By
+        default 10 for a diagonal, which was the best for networks, and 1 with a structure. Pass 1
+        where F is diagonal.
+      structure: as in `track_second_moment`: ``"diagonal"``, ``"kronecker"``, ``"full"``, labels or
+        a function.
+      max_side: as in `track_second_moment`.
+      max_bytes: as in `track_second_moment`.
 
     Returns:
       A transformation whose state is an `EvidenceWeightDecayState`.
@@ -115,8 +131,8 @@ def evidence_weight_decay(
     Raises:
       TypeError: if a count is no integer, or a parameter is no real floating-point array.
       ValueError: if a number is out of its range, ``batch_size >= num_data``, labels or
-        `prior_mean` do not match the parameters; from ``update``, if the parameters, or the loss
-        of a regression, are missing.
+        `prior_mean` do not match the parameters, or products take too much memory; from
+        ``update``, if the parameters, or the loss of a regression, are missing.
       FloatingPointError: if `prior_mean` holds NaN or infinity.
 
     Example:
@@ -137,13 +153,17 @@ def evidence_weight_decay(
       Scalable marginal likelihood estimation (2021, arXiv 2104.04975), by passes over the data.
     """
     check_positive("start", start, "pass a prior precision, such as 1")
-    check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
     check_count("every", every)
+    usual, of_moment, of_search = _usual(structure, every)
+    overcount = usual if overcount is None else overcount
+    check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
     scale = functools.partial(data_scale, num_data, batch_size, 1, loss_scale, with_replacement)
     scale()  # refuses bad numbers now
-    model = Model(num_data, scale, loss_scale, overcount, groups, every)
+    model = Model(num_data, scale, loss_scale, overcount, groups, of_search)
     gaussian = _is_gaussian(likelihood)
-    tracker = track_second_moment(decay)
+    tracker = track_second_moment(
+        decay, structure=structure, every=of_moment, max_side=max_side, max_bytes=max_bytes
+    )
 
     def init(params: PyTree) -> EvidenceWeightDecayState:
         _check_params(params, groups)
@@ -160,33 +180,41 @@ def evidence_weight_decay(
     ) -> tuple[PyTree, EvidenceWeightDecayState]:
         _check_arguments(params, value, gaussian)
         _, moment = tracker.update(updates, state.moment, params, **extra)
-        state = _follow(model, state, moment, value)
-        due = (moment.count >= WARM_UP) & (moment.count % every == 0)
+        before, state = state.count, _follow(model, decay, state, moment, value)
+        due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
         state = jax.lax.cond(due, lambda s: search(model, s, params), lambda s: s, state)
         return _decayed(model, updates, state, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _usual(structure: Structure, every: int) -> tuple[float, int, int]:
+    """The overcount, and how many updates there are from one of the moment, and one search, on."""
+    if isinstance(structure, str) and structure == "diagonal":
+        return OVERCOUNT, 1, every
+    return 1.0, every, SELDOM * every
+
+
 def _follow(
     model: Model,
+    decay: float,
     state: EvidenceWeightDecayState,
     moment: TrackSecondMomentState,
     value: ArrayLike | None,
 ) -> EvidenceWeightDecayState:
     """The state with the new moment and loss; as it was where one of them is not finite."""
-    loss = state.loss
+    loss, count = state.loss, optax.safe_increment(state.count)
     if value is not None:
-        share = (1.0 - moment.decay) / bias_weight(moment.decay, moment.count)
+        share = (1.0 - decay) / bias_weight(decay, count)
         loss = (loss + share * (jnp.asarray(value, loss.dtype) - loss)).astype(loss.dtype)
     noise = state.noise_variance
     if noise is not None:
         # Nothing else is known of the noise before the first search.
-        found = (moment.count < WARM_UP) & (loss > 0)
+        found = (count < WARM_UP) & (loss > 0)
         noise = jnp.where(found, residual(model, loss), noise).astype(noise.dtype)
-    leaves = jax.tree.leaves((moment.nu, loss))
+    leaves = jax.tree.leaves((moment.nu, moment.factors, loss))
     finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    followed = state._replace(moment=moment, loss=loss, noise_variance=noise)
+    followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
 

@@ -52,7 +52,8 @@ def search(
     In log δ the step is one of the fixed-point iteration, damped. Its map has a slope between -1
     and 0, so that the damped iteration converges from anywhere, and does not oscillate.
     """
-    gammas = effective_parameters(model, state)
+    nu = debiased(state.read_second_moment())  # once, for a structure decomposes matrices
+    gammas = effective_parameters(model, state, nu)
     squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), deviation(params, state.prior_mean))
     of_leaf = group(params, state.prior_precision, model.groups).of_leaf
     gamma, norms = (sum_by_group(jax.tree.leaves(tree), of_leaf) for tree in (gammas, squares))
@@ -71,9 +72,11 @@ def search(
         edge=edge,
         noise_variance=_noise(model, state, jnp.sum(gamma)),
     )
+    gammas = effective_parameters(model, state, nu)
     return state._replace(
-        effective_parameters=effective_parameters(model, state),
-        log_evidence=_log_evidence(model, state, params),
+        effective_parameters=gammas,
+        nats_per_parameter=_nats_per_parameter(model, state, total(gammas)),
+        log_evidence=_log_evidence(model, state, nu, params),
     )
 
 
@@ -88,20 +91,20 @@ def residual(model: Model, loss: Array) -> Array:
     return 2.0 * loss / model.loss_scale
 
 
-def effective_parameters(model: Model, state: EvidenceWeightDecayState) -> PyTree:
-    """γ of each leaf."""
+def effective_parameters(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
+    """γ of each leaf, from the debiased moment."""
 
     def gamma(f: Array, delta: Array) -> Array:
         return jnp.sum(determined(f, delta)).astype(delta.dtype)
 
-    return jax.tree.map(gamma, _data_precision(model, state), state.prior_precision)
+    return jax.tree.map(gamma, _data_precision(model, state, nu), state.prior_precision)
 
 
-def _data_precision(model: Model, state: EvidenceWeightDecayState) -> PyTree:
+def _data_precision(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
     """F, divided by the overcount."""
     noise = 1.0 if state.noise_variance is None else state.noise_variance
     scale = model.data_scale() / model.overcount / jnp.square(noise)
-    return jax.tree.map(lambda nu: scale * nu, debiased(state.read_second_moment()))
+    return jax.tree.map(lambda mean: scale * mean, nu)
 
 
 def _toward(old: Array, wanted: Array, updates: int) -> Array:
@@ -119,13 +122,26 @@ def _noise(model: Model, state: EvidenceWeightDecayState, gamma: Array) -> Array
     return _toward(state.noise_variance, residual(model, state.loss) / left, model.every)
 
 
-def _log_evidence(model: Model, state: EvidenceWeightDecayState, params: PyTree) -> Array:
+def _log_evidence(
+    model: Model, state: EvidenceWeightDecayState, nu: PyTree, params: PyTree
+) -> Array:
     """The log-likelihood of all data, by the running mean of the loss, less the penalties."""
     deviations = deviation(params, state.prior_mean)
-    data = _data_precision(model, state)
+    data = _data_precision(model, state, nu)
     penalties = jax.tree.map(penalty, data, state.prior_precision, deviations)
     likelihood = -model.num_data * _mean_nll(model, state)
     return (likelihood - total(penalties)).astype(state.log_evidence.dtype)
+
+
+def _nats_per_parameter(
+    model: Model, state: EvidenceWeightDecayState, gamma: Array
+) -> Array | None:
+    """The loss of all data for each parameter that they determine, where they determine any."""
+    if state.nats_per_parameter is None:
+        return None
+    is_some = is_positive(gamma)
+    ratio = model.num_data * _mean_nll(model, state) / jnp.where(is_some, gamma, 1.0)
+    return jnp.where(is_some, ratio, 0.0).astype(state.nats_per_parameter.dtype)
 
 
 def _mean_nll(model: Model, state: EvidenceWeightDecayState) -> Array:

@@ -13,42 +13,81 @@ from l2m_optax.moments._prior import Prior
 from l2m_optax.transforms._track import TrackSecondMomentState
 
 
+class EvidenceRecord(NamedTuple):
+    """The numbers of an `EvidenceWeightDecayState`, of whose attributes these are copies.
+
+    It has no moment, and is small enough to be kept of every step: ``opt_state[0].record()``.
+
+    Attributes:
+      step: number of updates.
+      loss: the running mean of the loss.
+      log_evidence: in nats.
+      effective_parameters: γ of each leaf.
+      prior_precision: δ of each leaf.
+      noise_variance: s²; `None` for other likelihoods than the Gaussian.
+    """
+
+    step: Array
+    loss: Array
+    log_evidence: Array
+    effective_parameters: PyTree
+    prior_precision: PyTree
+    noise_variance: Array | None
+
+
 class EvidenceWeightDecayState(NamedTuple):
-    """State of `evidence_weight_decay`.
+    r"""State of `evidence_weight_decay`.
 
     Numbers are float32 of shape () unless another type is said. A tree of numbers has one for each
     leaf of the parameters.
 
     Attributes:
+      count: number of updates, int32.
       moment: the `TrackSecondMomentState` of the gradients.
       prior_precision: δ, a tree of numbers; leaves of a group have the same.
       prior_mean: θ0, like the parameters; `None` for zero.
       noise_variance: s² of Gaussian observations; `None` for other likelihoods.
       loss: the running mean of the loss, 0 as long as none was passed.
       effective_parameters: γ, a tree of numbers; that of the model is their sum.
+      nats_per_parameter: $N L / \gamma$, L the mean negative log-likelihood of an observation: what
+        is left of the loss for each parameter that the data determine; 0 before the first search,
+        and as long as no loss was passed; `None` with a noise, which has no such scale.
       edge: a tree of booleans: whether the last search found no maximum between the bounds.
       log_evidence: of the data under the model, in nats; up to the log-likelihood, which is counted
         as 0, as long as no loss was passed.
       skipped: updates that were passed over because gradients or loss were NaN or infinite, int32.
     """
 
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     moment: TrackSecondMomentState
     prior_precision: PyTree
     prior_mean: PyTree | None
     noise_variance: Array | None
     loss: Array
     effective_parameters: PyTree
+    nats_per_parameter: Array | None
     edge: PyTree
     log_evidence: Array
     skipped: Array
 
     def read_second_moment(self) -> SecondMoment:
-        """The `SecondMoment` of the gradients, whose arrays are the state's own."""
+        """The `SecondMoment` of the gradients: the state's own arrays, or in their eigenbases."""
         return self.moment.read_second_moment()
 
     def read_prior(self) -> Prior:
         """The prior that the evidence found, and the noise."""
         return Prior(self.prior_precision, self.prior_mean, self.noise_variance)
+
+    def record(self) -> EvidenceRecord:
+        """What `plot.training` draws of this step."""
+        return EvidenceRecord(
+            self.count,
+            self.loss,
+            self.log_evidence,
+            self.effective_parameters,
+            self.prior_precision,
+            self.noise_variance,
+        )
 
 
 def first_state(
@@ -60,12 +99,14 @@ def first_state(
 ) -> EvidenceWeightDecayState:
     """The state before the first update."""
     return EvidenceWeightDecayState(
+        count=jnp.int32(0),
         moment=moment,
         prior_precision=jax.tree.map(lambda _: jnp.float32(start), params),
         prior_mean=prior_mean,
         noise_variance=jnp.float32(1.0) if gaussian else None,
         loss=jnp.float32(0.0),
         effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
+        nats_per_parameter=None if gaussian else jnp.float32(0.0),
         edge=jax.tree.map(lambda _: jnp.zeros((), bool), params),
         log_evidence=jnp.float32(0.0),
         skipped=jnp.int32(0),

@@ -170,3 +170,21 @@ def test_a_ragged_last_batch_is_named_as_a_possible_cause(regression):
     diagnosis = l2m.diagnose(posterior, moment, reference=fisher)
     scale = next(text for text in diagnosis.warnings() if "times the reference" in text)
     assert "a last batch smaller than the others (pass the sizes" in scale
+
+
+def evidence_state(nats):
+    tx = optax.chain(l2m.evidence_weight_decay(num_data=100, batch_size=10), optax.sgd(0.1))
+    found, *others = tx.init({"w": jnp.zeros(2)})
+    return (found._replace(nats_per_parameter=jnp.float32(nats)), *others)
+
+
+@pytest.mark.parametrize(("nats", "said"), [(0.1, True), (0.5, False), (0.0, False)])
+def test_a_fit_that_is_almost_perfect_is_said(nats, said):
+    """0 is a state that was not told the loss."""
+    moment = l2m.SecondMoment(nu={"w": jnp.ones(2)}, count=10_000, decay=0.99)
+    posterior = l2m.laplace({"w": jnp.ones(2)}, moment, num_data=100, batch_size=10)
+    diagnosis = l2m.diagnose(posterior, training=evidence_state(nats))
+    text = "warning: the loss is 0.1 nats for each parameter that the data determine"
+    assert (text in str(diagnosis)) == said
+    assert np.isnan(l2m.diagnose(posterior).nats_per_parameter)
+    assert np.isnan(l2m.diagnose(posterior, training=optax.EmptyState()).nats_per_parameter)
