@@ -156,20 +156,21 @@ class _Census(NamedTuple):
 
 
 @jax.jit
-def _count(leaves: list[Array]) -> list[_Census]:
-    return [_Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0)) for x in leaves]
+def _count(x: Array) -> _Census:
+    return _Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0))
 
 
 def _census(tree: PyTree, root: str) -> list[tuple[str, int, _Census]]:
-    """The path, the size and the census of each array, if none is traced; one pass where they lie.
+    """The path, the size and the census of each array, if none is traced; counted where they lie.
 
-    Arrays that a function under `jit` closes over are not traced, and are counted at once.
+    What is compiled for one array serves all of its shape. Arrays that a function under `jit`
+    closes over are not traced, and are counted at once.
     """
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
         return []
     with jax.ensure_compile_time_eval():
-        counts = jax.device_get(_count([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
+        counts = jax.device_get([_count(jnp.asarray(leaf)) for _, leaf in paths_and_leaves])
     return [
         (path_name(path, root), math.prod(jnp.shape(leaf)), census)
         for (path, leaf), census in zip(paths_and_leaves, counts, strict=True)

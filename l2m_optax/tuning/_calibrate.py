@@ -180,7 +180,7 @@ def _search(
         noise = jnp.mean(squares / spread)
         return noise, 0.5 * (jnp.log(noise) + jnp.mean(jnp.log(spread)))
 
-    axis = jnp.linspace(-_REACH, _REACH, _POINTS)
+    axis = jnp.asarray(np.linspace(-_REACH, _REACH, _POINTS))
     best = zoom(
         lambda axes: jax.vmap(lambda log: noise_and_loss(jnp.exp(log))[1])(axes[0]),
         [axis],

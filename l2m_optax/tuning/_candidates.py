@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.search import Minimum, ends, newton, rounds_for, spacing, zoom
 from l2m_optax._support.types import Array, PyTree
@@ -55,12 +56,11 @@ def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Boun
 
     def losses(axes: Sequence[Array]) -> Array:
         sums = data.sum(lambda x, y: _on_grid(problem, posterior, Logs(*axes), x, y))
-        return (sums + _penalty_on_grid(problem, posterior, Logs(*axes))) / data.size
+        return _grid_per_example(problem, posterior, Logs(*axes), sums, float(data.size))
 
     def derivatives(point: Array) -> Derivatives:
         sums = data.sum(lambda x, y: _around(problem, posterior, point, x, y))
-        penalty = _penalty_around(problem, posterior, point)
-        return jax.tree.map(lambda a, b: (a + b) / data.size, sums, penalty)
+        return _per_example_around(problem, posterior, point, sums, float(data.size))
 
     points = _POINTS[len(limits)]
     axes = _axes(posterior, limits, points)
@@ -111,18 +111,26 @@ def _loss(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _penalty_on_grid(problem: Problem, posterior: Posterior, axes: Logs) -> Array:
+def _grid_per_example(
+    problem: Problem, posterior: Posterior, axes: Logs, sums: Array, size: float
+) -> Array:
+    """The objective on a grid: sums over all batches, with the penalty, on average."""
+
     def at(log_prior: Array) -> Array:
         return jax.lax.map(
             lambda log_t: problem.penalty(posterior, Logs(log_prior, log_t)), axes.temperature
         )
 
-    return jax.lax.map(at, axes.prior_precision)
+    return (sums + jax.lax.map(at, axes.prior_precision)) / size
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _penalty_around(problem: Problem, posterior: Posterior, point: Array) -> Derivatives:
-    return _derivatives(lambda p: problem.penalty(posterior, Logs(*p)), point)
+def _per_example_around(
+    problem: Problem, posterior: Posterior, point: Array, sums: Derivatives, size: float
+) -> Derivatives:
+    """The objective at a point, its gradient and its Hessian."""
+    penalty = _derivatives(lambda p: problem.penalty(posterior, Logs(*p)), point)
+    return jax.tree.map(lambda a, b: (a + b) / size, sums, penalty)
 
 
 def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivatives:
@@ -145,5 +153,5 @@ def _axes(posterior: Posterior, limits: Bounds, points: int) -> list[Array]:
     here = Logs(jnp.zeros(()), jnp.log(posterior.temperature))
     axes = {name: jnp.atleast_1d(value) for name, value in here._asdict().items()}
     for name, (low, high) in limits.items():
-        axes[name] = jnp.linspace(math.log(low), math.log(high), points)
+        axes[name] = jnp.asarray(np.linspace(math.log(low), math.log(high), points))
     return list(axes.values())
