@@ -54,8 +54,9 @@ def zoom(losses: Callable[[Sequence[Array]], Array], axes: Sequence[Array], roun
     for _ in range(rounds):
         looked_at, best = grid, _best(grid, losses(grid))
         grid = best.finer
-    edges = _edges(axes, looked_at, best)
-    return Minimum(best.point, best.value, *edges, rounds * math.prod(len(axis) for axis in axes))
+    low, high, found = _edges(axes, looked_at, best)
+    evaluations = rounds * math.prod(len(axis) for axis in axes)
+    return Minimum(best.point, best.value, low, high, found, evaluations)
 
 
 class _Best(NamedTuple):
@@ -157,7 +158,8 @@ def newton(
         state = _after(state, proposal, derivatives(proposal), reach)
         if is_concrete(state.done) and bool(state.done):
             break
-    return Minimum(state.point, state.value, *_ended(state, reach, bounds), steps + 1)
+    low, high, converged = _ended(state, reach, bounds)
+    return Minimum(state.point, state.value, low, high, converged, steps + 1)
 
 
 @jax.jit
