@@ -156,20 +156,21 @@ class _Census(NamedTuple):
 
 
 @jax.jit
-def _count(leaves: list[Array]) -> list[_Census]:
-    return [_Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0)) for x in leaves]
+def _count(x: Array) -> _Census:
+    return _Census(jnp.sum(~jnp.isfinite(x)), jnp.sum(x < 0), jnp.sum(x > 0))
 
 
 def _census(tree: PyTree, root: str) -> list[tuple[str, int, _Census]]:
-    """The path, the size and the census of each array, in one pass; nothing if one is traced.
+    """The path, the size and the census of each array; nothing if one is traced.
 
-    Arrays that a function under `jit` closes over are not traced; they are counted during tracing.
+    One program serves all arrays of a shape. Arrays that a function under `jit` closes over are not
+    traced; they are counted during tracing.
     """
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not all(is_concrete(leaf) for _, leaf in paths_and_leaves):
         return []
     with jax.ensure_compile_time_eval():
-        counts = jax.device_get(_count([jnp.asarray(leaf) for _, leaf in paths_and_leaves]))
+        counts = jax.device_get([_count(jnp.asarray(leaf)) for _, leaf in paths_and_leaves])
     return [
         (path_name(path, root), math.prod(jnp.shape(leaf)), census)
         for (path, leaf), census in zip(paths_and_leaves, counts, strict=True)

@@ -50,27 +50,53 @@ def zoom(losses: Callable[[Sequence[Array]], Array], axes: Sequence[Array], roun
       axes: the first grid, rising, whose ends are the bounds; an axis of one point stays as it is.
       rounds: number of grids, at least 1.
     """
-    shape = tuple(len(axis) for axis in axes)
-    first, last = ends(axes)
+    grid = axes
     for _ in range(rounds):
-        values = losses(axes)
-        values = jnp.where(jnp.isnan(values), jnp.inf, values)
-        at = jnp.unravel_index(jnp.argmin(values), shape)
-        point = jnp.stack([axis[i] for axis, i in zip(axes, at, strict=True)])
-        finest = spacing(axes)
-        axes = [_between_neighbours(axis, i) for axis, i in zip(axes, at, strict=True)]
-    value = jnp.min(values)
-    # Only the last grid shows whether the minimum is on a bound, or beside it.
-    found = jnp.isfinite(value)
-    low, high = (found & (jnp.abs(point - end) < 0.5 * finest) for end in (first, last))
-    return Minimum(point, value, low, high, found, rounds * math.prod(shape))
+        looked_at, best = grid, _best(grid, losses(grid))
+        grid = best.finer
+    low, high, found = _edges(axes, looked_at, best)
+    evaluations = rounds * math.prod(len(axis) for axis in axes)
+    return Minimum(best.point, best.value, low, high, found, evaluations)
 
 
+class _Best(NamedTuple):
+    """The best point of a grid, its value, and the finer grid around it."""
+
+    point: Array
+    value: Array
+    finer: list[Array]
+
+
+@jax.jit
+def _best(axes: Sequence[Array], values: Array) -> _Best:
+    values = jnp.where(jnp.isnan(values), jnp.inf, values)
+    at = jnp.unravel_index(jnp.argmin(values), values.shape)
+    point = jnp.stack([axis[i] for axis, i in zip(axes, at, strict=True)])
+    finer = [_between_neighbours(axis, i) for axis, i in zip(axes, at, strict=True)]
+    return _Best(point, jnp.min(values), finer)
+
+
+@jax.jit
+def _edges(
+    first: Sequence[Array], last: Sequence[Array], best: _Best
+) -> tuple[Array, Array, Array]:
+    """Whether the best point of the last grid is on the bounds of the first, and is a number.
+
+    Only the last grid shows whether the minimum is on a bound, or beside it.
+    """
+    found = jnp.isfinite(best.value)
+    finest = spacing(last)
+    low, high = (found & (jnp.abs(best.point - end) < 0.5 * finest) for end in ends(first))
+    return low, high, found
+
+
+@jax.jit
 def ends(axes: Sequence[Array]) -> tuple[Array, Array]:
     """The first and the last points of all axes, two arrays of shape (d,)."""
     return jnp.stack([axis[0] for axis in axes]), jnp.stack([axis[-1] for axis in axes])
 
 
+@jax.jit
 def spacing(axes: Sequence[Array]) -> Array:
     """The distance of neighbours on each axis, shape (d,); 0 on an axis of one point."""
     gaps = jnp.array([max(len(axis) - 1, 1) for axis in axes])
@@ -124,36 +150,56 @@ def newton(
       reach: the longest step in each coordinate, shape (d,); one of reach 0 stays as it is.
       bounds: lowest and highest coordinates, shape (d,).
     """
-    moves = reach > 0
-
-    def propose(state: _State) -> Array:
-        free = moves[:, None] & moves[None, :]
-        hessian = jnp.where(free, state.hessian, jnp.diag(jnp.where(moves, 0.0, 1.0)))
-        # Along a negative curvature Newton's step would climb; with its absolute value it descends.
-        values, vectors = jnp.linalg.eigh(hessian)
-        stiffness = jnp.abs(values) + state.damping * jnp.max(jnp.abs(values)) + 1e-30
-        gradient = jnp.where(moves, state.gradient, 0.0)
-        step = -vectors @ ((vectors.T @ gradient) / stiffness)
-        step = step / jnp.maximum(1.0, jnp.max(jnp.where(moves, jnp.abs(step) / reach, 0.0)))
-        return jnp.where(moves, jnp.clip(state.point + step, *bounds), state.point)
-
     state = _State(start, *derivatives(start), jnp.zeros(()), jnp.zeros((), bool))
     steps = 0
     for _ in range(_MAX_STEPS):
         steps += 1
-        proposal = propose(state)
-        value, gradient, hessian = derivatives(proposal)
-        # A difference by rounding alone is no ascent: near the minimum the gradient is more exact.
-        better = (value <= state.value + rounding(value)) & ~state.done
-        small = jnp.all((jnp.abs(proposal - state.point) < _TOLERANCE) | ~moves)
-        damping = jnp.where(better, state.damping / 10, 10 * state.damping + 0.01)
-        new = _State(proposal, value, gradient, hessian, damping, state.done)
-        kept = state._replace(damping=damping)
-        state = jax.tree.map(functools.partial(jnp.where, better), new, kept)
-        state = state._replace(done=state.done | small)
+        proposal = _proposal(state, reach, bounds)
+        state = _after(state, proposal, derivatives(proposal), reach)
         if is_concrete(state.done) and bool(state.done):
             break
+    low, high, converged = _ended(state, reach, bounds)
+    return Minimum(state.point, state.value, low, high, converged, steps + 1)
+
+
+@jax.jit
+def _proposal(state: _State, reach: Array, bounds: tuple[Array, Array]) -> Array:
+    """The point that a damped step leads to."""
+    moves = reach > 0
+    free = moves[:, None] & moves[None, :]
+    hessian = jnp.where(free, state.hessian, jnp.diag(jnp.where(moves, 0.0, 1.0)))
+    # Along a negative curvature Newton's step would climb; with its absolute value it descends.
+    values, vectors = jnp.linalg.eigh(hessian)
+    stiffness = jnp.abs(values) + state.damping * jnp.max(jnp.abs(values)) + 1e-30
+    gradient = jnp.where(moves, state.gradient, 0.0)
+    step = -vectors @ ((vectors.T @ gradient) / stiffness)
+    step = step / jnp.maximum(1.0, jnp.max(jnp.where(moves, jnp.abs(step) / reach, 0.0)))
+    return jnp.where(moves, jnp.clip(state.point + step, *bounds), state.point)
+
+
+@jax.jit
+def _after(
+    state: _State, proposal: Array, there: tuple[Array, Array, Array], reach: Array
+) -> _State:
+    """Where the method stands when it has looked at a proposal: there, or where it was."""
+    value, gradient, hessian = there
+    # A difference by rounding alone is no ascent: near the minimum the gradient is more exact.
+    better = (value <= state.value + rounding(value)) & ~state.done
+    small = jnp.all((jnp.abs(proposal - state.point) < _TOLERANCE) | ~(reach > 0))
+    damping = jnp.where(better, state.damping / 10, 10 * state.damping + 0.01)
+    new = _State(proposal, value, gradient, hessian, damping, state.done)
+    kept = state._replace(damping=damping)
+    state = jax.tree.map(functools.partial(jnp.where, better), new, kept)
+    return state._replace(done=state.done | small)
+
+
+@jax.jit
+def _ended(state: _State, reach: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    """Whether the last point is on the bounds, and whether the search has converged to a number."""
     found = jnp.isfinite(state.value)
-    low = found & moves & (state.point <= bounds[0])
-    high = found & moves & (state.point >= bounds[1])
-    return Minimum(state.point, state.value, low, high, state.done & found, steps + 1)
+    moves = found & (reach > 0)
+    return (
+        moves & (state.point <= bounds[0]),
+        moves & (state.point >= bounds[1]),
+        state.done & found,
+    )

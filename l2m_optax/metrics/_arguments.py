@@ -5,6 +5,7 @@ Traced values cannot raise an error. There a bad value becomes NaN, and so does 
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,12 +31,13 @@ def classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
         raise TypeError(complaint(where, "integers", str(truth.dtype), remedy))
     require_numbers(probs=table)
     tolerance = _SUM_TOLERANCE.get(jnp.result_type(probs).name, 1e-3)
-    sums, lows = jnp.sum(table, axis=1), jnp.min(table, axis=1)
-    summed = jnp.abs(sums - 1.0) <= tolerance
+    sums, lows = _sums_and_lows(table)
     if is_concrete(table):
-        worst, low = sums[jnp.argmax(jnp.abs(sums - 1.0))], jnp.min(lows)
+        found, low = np.asarray(sums), np.asarray(lows).min()
+        off = np.abs(found - 1.0)
+        got = f"a sum of {found[np.argmax(off)]:.4g}"
         remedy = "pass probabilities, not logits"
-        require(jnp.all(summed), "probs", "rows that sum to 1", f"a sum of {worst:.4g}", remedy)
+        require(np.max(off) <= tolerance, "probs", "rows that sum to 1", got, remedy)
         require(low >= 0, "probs", "nothing below 0", f"{low:.4g}", remedy)
     if is_concrete(truth):
         low, high = np.asarray(truth).min(), np.asarray(truth).max()
@@ -44,8 +46,21 @@ def classified(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
         require(in_range, where, expected, f"{low} to {high}", "number the classes from 0")
     # The number of classes may not fit into the labels' type: 300 does not fit into int8.
     truth = truth.astype(jnp.int32) if truth.dtype.itemsize < 4 else truth
+    return _with_bad_rows_nan(table, sums, lows, truth, tolerance), truth
+
+
+@jax.jit
+def _sums_and_lows(table: Array) -> tuple[Array, Array]:
+    return jnp.sum(table, axis=1), jnp.min(table, axis=1)
+
+
+@jax.jit
+def _with_bad_rows_nan(
+    table: Array, sums: Array, lows: Array, truth: Array, tolerance: float
+) -> Array:
+    summed = jnp.abs(sums - 1.0) <= tolerance
     sound = summed & (lows >= 0) & (truth >= 0) & (truth < table.shape[1])
-    return jnp.where(sound[:, None], table, jnp.nan), truth
+    return jnp.where(sound[:, None], table, jnp.nan)
 
 
 def detection(scores: ArrayLike, positives: ArrayLike) -> tuple[Array, Array]:

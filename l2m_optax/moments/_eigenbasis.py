@@ -71,6 +71,7 @@ def in_eigenbases(nu: PyTree, factors: PyTree) -> tuple[PyTree, PyTree]:
 _Eigen = tuple[Array, Array] | None
 
 
+@jax.jit
 def _kronecker(nu: Array, left: _Eigen, right: _Eigen) -> tuple[Array, Basis | None]:
     """The Kronecker product of the eigenvalues with the trace of `nu`, and the eigenvectors.
 
@@ -102,17 +103,18 @@ def _eigh(matrices: Sequence[Array | None]) -> list[_Eigen]:
         if matrix is not None:
             alike[matrix.shape[-1], matrix.dtype][i] = matrix
     found: list[_Eigen] = [None] * len(matrices)
-    for (size, _), members in alike.items():
-        stacks = [jnp.reshape(matrix, (-1, size, size)) for matrix in members.values()]
-        values, vectors = _decompose(jnp.concatenate(stacks))
-        ends = np.cumsum([len(stack) for stack in stacks])[:-1]
-        parts = zip(jnp.split(values, ends), jnp.split(vectors, ends), strict=True)
-        for (i, matrix), (w, q) in zip(members.items(), parts, strict=True):
-            found[i] = w.reshape(matrix.shape[:-1]), q.reshape(matrix.shape)
+    for members in alike.values():
+        for i, pair in zip(members, _decompose(list(members.values())), strict=True):
+            found[i] = pair
     return found
 
 
 @jax.jit
-def _decompose(matrices: Array) -> tuple[Array, Array]:
-    values, vectors = jnp.linalg.eigh(matrices)
-    return values, vectors
+def _decompose(matrices: list[Array]) -> list[tuple[Array, Array]]:
+    """The eigenvalues and eigenvectors of matrices, or stacks of them, all of one size."""
+    size = matrices[0].shape[-1]
+    stacks = [jnp.reshape(matrix, (-1, size, size)) for matrix in matrices]
+    values, vectors = jnp.linalg.eigh(jnp.concatenate(stacks))
+    ends = np.cumsum([len(stack) for stack in stacks])[:-1]
+    parts = zip(matrices, jnp.split(values, ends), jnp.split(vectors, ends), strict=True)
+    return [(w.reshape(one.shape[:-1]), q.reshape(one.shape)) for one, w, q in parts]

@@ -75,12 +75,12 @@ def debiased(moment: SecondMoment) -> PyTree:
     return jax.tree.map(_debias_leaf, moment.nu, weights, offsets)
 
 
+@jax.jit
 def _debias_leaf(nu: Array, weight: ArrayLike, offset: ArrayLike) -> Array:
     held = jnp.asarray(nu, statistics_dtype(nu))
     held = jnp.where(is_not_negative(held), held, jnp.nan)
-    if not isinstance(offset, int | float) or offset != 0:
-        # Where no gradient came, rounding may leave a little less than the offset.
-        held = jnp.maximum(held - leading(offset, held), 0.0)
+    # Where no gradient came, rounding may leave a little less than the offset.
+    held = jnp.maximum(held - leading(offset, held), 0.0)
     return held / leading(weight, held)
 
 

@@ -105,7 +105,7 @@ def check_independent(coupled: Array) -> None:
     Raises:
       ValueError: if `coupled`, a `coupling` or an `influence`, is more than rounding.
     """
-    if is_concrete(coupled) and coupled > _ROUNDING:
+    if is_concrete(coupled) and float(coupled) > _ROUNDING:
         got = f"outputs that change by {float(coupled):.0%} with the other examples of the batch"
         remedy = "use the running statistics of batch normalisation (train=False)"
         expected = "outputs of an example that depend on that example only"

@@ -89,9 +89,16 @@ def calibrate_temperature(
 def _losses(apply_fn: ApplyFn, unit: Posterior, inputs: PyTree, labels: Array) -> Array:
     """The sum over a batch at each candidate."""
     probs = at_temperatures(apply_fn, unit, inputs, jnp.asarray(_TEMPERATURES)).probs
-    return -jnp.sum(log_probs_of(probs, labels).reshape(len(_TEMPERATURES), -1), axis=1)
+    return _sums(probs, labels)
 
 
+@jax.jit
+def _sums(probs: Array, labels: Array) -> Array:
+    """The negative log-likelihood of a batch for each entry of the leading axis of `probs`."""
+    return -jnp.sum(log_probs_of(probs, labels).reshape(len(probs), -1), axis=1)
+
+
+@jax.jit
 def log_probs_of(probs: Array, labels: Array) -> Array:
     """The logarithms of the labels' probabilities; `probs` may have more leading axes."""
     index = jnp.broadcast_to(labels, probs.shape[:-1])[..., None]
@@ -205,7 +212,7 @@ def _search(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, targets: Ar
         noise = jnp.mean(squares / spread)
         return noise, 0.5 * (jnp.log(noise) + jnp.mean(jnp.log(spread)))
 
-    axis = jnp.linspace(-_REACH, _REACH, _POINTS)
+    axis = jnp.asarray(np.linspace(-_REACH, _REACH, _POINTS))
     best = zoom(
         lambda axes: jax.vmap(lambda log: noise_and_loss(jnp.exp(log))[1])(axes[0]),
         [axis],

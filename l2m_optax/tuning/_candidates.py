@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.search import Minimum, ends, newton, rounds_for, spacing, zoom
 from l2m_optax._support.types import Array, PyTree
@@ -31,10 +32,12 @@ class Problem(NamedTuple):
     Attributes:
       objective: an `Objective`.
       tunes_prior: whether a point's prior precision replaces the posterior's own.
+      takes_mode: whether temperature 0 is looked at as well, beside a grid.
     """
 
     objective: Objective
     tunes_prior: bool
+    takes_mode: bool
 
     def with_prior(self, posterior: Posterior, log_prior: Array) -> Posterior:
         """The posterior with the prior precision of a point."""
@@ -50,41 +53,49 @@ class Problem(NamedTuple):
         return kl_divergence(candidate._replace(temperature=jnp.exp(at.temperature)))
 
 
-def minimize(problem: Problem, posterior: Posterior, data: Dataset, limits: Bounds) -> Minimum:
-    """The best point: by grids that zoom in, or without draws by one grid and Newton's method."""
+def minimize(
+    problem: Problem, posterior: Posterior, data: Dataset, limits: Bounds
+) -> tuple[Minimum, Array]:
+    """The best point: by grids that zoom in, or without draws by one grid and Newton's method.
+
+    With it the loss at T = 0, the mode; infinite if that is no candidate.
+    """
+    modes: list[Array] = []
 
     def losses(axes: Sequence[Array]) -> Array:
         sums = data.sum(lambda x, y: _on_grid(problem, posterior, Logs(*axes), x, y))
-        return (sums + _penalty_on_grid(problem, posterior, Logs(*axes))) / data.size
+        grid, mode = _grid_per_example(problem, posterior, Logs(*axes), sums, float(data.size))
+        modes.append(mode)
+        return grid
 
     def derivatives(point: Array) -> Derivatives:
         sums = data.sum(lambda x, y: _around(problem, posterior, point, x, y))
-        penalty = _penalty_around(problem, posterior, point)
-        return jax.tree.map(lambda a, b: (a + b) / data.size, sums, penalty)
+        return _per_example_around(problem, posterior, point, sums, float(data.size))
 
     points = _POINTS[len(limits)]
     axes = _axes(posterior, limits, points)
     if problem.objective.smooth:
         best = zoom(losses, axes, rounds=1)
         descent = newton(derivatives, best.point, spacing(axes), ends(axes))
-        return descent._replace(evaluations=best.evaluations + descent.evaluations)
+        return descent._replace(evaluations=best.evaluations + descent.evaluations), modes[0]
     logs = [(math.log(low), math.log(high)) for low, high in limits.values()]
-    return zoom(losses, axes, max(rounds_for(low, high, points) for low, high in logs))
-
-
-def mode_loss(problem: Problem, posterior: Posterior, data: Dataset) -> Array:
-    """The negative log-likelihood, on average, at T = 0, where the prior has no influence."""
-    at = Logs(jnp.zeros(1), jnp.full(1, -jnp.inf))
-    return jnp.squeeze(data.sum(lambda x, y: _on_grid(problem, posterior, at, x, y))) / data.size
+    best = zoom(losses, axes, max(rounds_for(low, high, points) for low, high in logs))
+    return best, modes[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _on_grid(problem: Problem, posterior: Posterior, axes: Logs, inputs: PyTree, y: Array) -> Array:
-    """The sum over a batch for every pair of a prior precision and a temperature."""
+    """The sum over a batch for every pair of a prior precision and a temperature.
+
+    The mode's, where it takes part, stands last: one more point of a grid is cheaper than a program
+    of its own.
+    """
+    beside = [-jnp.inf] if problem.takes_mode else []
+    temperatures = jnp.append(axes.temperature, jnp.array(beside))
 
     def at(log_prior: Array) -> Array:
         loss = _loss(problem, posterior, log_prior, inputs, y)
-        return jax.lax.map(loss, axes.temperature)
+        return jax.lax.map(loss, temperatures)
 
     return jax.lax.map(at, axes.prior_precision)
 
@@ -111,18 +122,31 @@ def _loss(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _penalty_on_grid(problem: Problem, posterior: Posterior, axes: Logs) -> Array:
+def _grid_per_example(
+    problem: Problem, posterior: Posterior, axes: Logs, sums: Array, size: float
+) -> tuple[Array, Array]:
+    """Sums over all batches, with the penalty, on average: on a grid, and at the mode.
+
+    At the mode the prior plays no part, so that the first of the grid stands for all.
+    """
+
     def at(log_prior: Array) -> Array:
         return jax.lax.map(
             lambda log_t: problem.penalty(posterior, Logs(log_prior, log_t)), axes.temperature
         )
 
-    return jax.lax.map(at, axes.prior_precision)
+    grid, beside = jnp.split(sums, [len(axes.temperature)], axis=1)
+    mode = beside[0, 0] if problem.takes_mode else jnp.full((), jnp.inf)
+    return (grid + jax.lax.map(at, axes.prior_precision)) / size, mode / size
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _penalty_around(problem: Problem, posterior: Posterior, point: Array) -> Derivatives:
-    return _derivatives(lambda p: problem.penalty(posterior, Logs(*p)), point)
+def _per_example_around(
+    problem: Problem, posterior: Posterior, point: Array, sums: Derivatives, size: float
+) -> Derivatives:
+    """The objective at a point, its gradient and its Hessian."""
+    penalty = _derivatives(lambda p: problem.penalty(posterior, Logs(*p)), point)
+    return jax.tree.map(lambda a, b: (a + b) / size, sums, penalty)
 
 
 def _derivatives(function: Callable[[Array], Array], point: Array) -> Derivatives:
@@ -145,5 +169,5 @@ def _axes(posterior: Posterior, limits: Bounds, points: int) -> list[Array]:
     here = Logs(jnp.zeros(()), jnp.log(posterior.temperature))
     axes = {name: jnp.atleast_1d(value) for name, value in here._asdict().items()}
     for name, (low, high) in limits.items():
-        axes[name] = jnp.linspace(math.log(low), math.log(high), points)
+        axes[name] = jnp.asarray(np.linspace(math.log(low), math.log(high), points))
     return list(axes.values())

@@ -123,7 +123,7 @@ def check_numbers(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, offse
       FloatingPointError: naming the first such input, counted from `offset`.
     """
     bad = _nan_rows(apply_fn, posterior.mean, inputs)
-    if is_concrete(bad) and np.any(bad):
+    if is_concrete(bad) and np.any(bad := np.asarray(bad)):
         first, number = int(np.argmax(bad)) + offset, int(np.sum(bad))
         got = f"NaN for input {first}" + (f" and {number - 1} more" if number > 1 else "")
         remedy = "look for NaN in this input and in the params"

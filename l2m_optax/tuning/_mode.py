@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.search import Minimum, rounding
@@ -22,12 +23,14 @@ class Verdict(NamedTuple):
     lost: Array
 
 
+@jax.jit
 def judge(best: Minimum, mode_loss: ArrayLike) -> Verdict:
     """Compare the best of a search with the mode; losses that differ by rounding only are equal."""
     mode = jnp.isfinite(mode_loss) & (mode_loss <= best.value + rounding(best.value))
     return Verdict(mode, ~mode & ~jnp.isfinite(best.value))
 
 
+@jax.jit
 def temperature_after(verdict: Verdict, log_temperature: Array, before: ArrayLike) -> Array:
     """The temperature to keep: 0, what was there before, or what was found."""
     found = jnp.where(verdict.lost, before, jnp.exp(log_temperature))

@@ -13,7 +13,7 @@ from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.search import Minimum
 from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.tuning._candidates import Problem, minimize, mode_loss
+from l2m_optax.tuning._candidates import Problem, minimize
 from l2m_optax.tuning._data import Dataset, check_call, check_objective
 from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 from l2m_optax.tuning._limits import Bounds, Logs, limits_of, names_of
@@ -115,10 +115,10 @@ def tune(
         apply_fn, objective, kind, data.labels, likelihood, num_samples, chunk_size
     ).resolved()
     check_objective(data, kind, likelihood)
-    problem = Problem(goal, "prior_precision" in names)
-    best = minimize(problem, posterior, data, limits)
     takes_mode = objective == "nll" and "temperature" in names
-    verdict = judge(best, mode_loss(problem, posterior, data) if takes_mode else jnp.inf)
+    problem = Problem(goal, "prior_precision" in names, takes_mode)
+    best, mode = minimize(problem, posterior, data, limits)
+    verdict = judge(best, mode)
     _warn(best, verdict, limits)
     fit = _as_fit(posterior, names, best, verdict)
     if not isinstance(over, str):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import moment_of
 
 import l2m_optax as l2m
 
@@ -14,12 +13,17 @@ MOVED = "moved, once for all outputs"
 
 def normal(*shape):
     """By NumPy, since jax compiles a program for each shape, at every collection."""
-    rng = np.random.default_rng(sum(shape) * 31 + len(shape))
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return jnp.asarray(by_numpy(shape), jnp.float32)
+
+
+def by_numpy(shape):
+    return np.random.default_rng(sum(shape) * 31 + len(shape)).normal(size=shape)
 
 
 def weighted(params):
-    return l2m.laplace(params, moment_of(params), num_data=50, batch_size=5, prior_precision=2.0)
+    nu = jax.tree.map(lambda p: jnp.asarray(by_numpy(p.shape) ** 2 + 0.1, p.dtype), params)
+    moment = l2m.SecondMoment(nu=nu, count=10)
+    return l2m.laplace(params, moment, num_data=50, batch_size=5, prior_precision=2.0)
 
 
 def dense_covariance(apply_fn, posterior, inputs):
@@ -175,7 +179,8 @@ def test_moments_of_examples_are_those_of_a_loop(name):
         return jnp.sum(jnp.square(outputs - 0.5))
 
     found = l2m.jacobians.second_moment_of_examples(loss_fn, case.params, case.inputs)
-    each = [jax.value_and_grad(loss_fn)(case.params, example) for example in case.inputs]
+    of_one = jax.jit(jax.value_and_grad(loss_fn))
+    each = [of_one(case.params, example) for example in case.inputs]
     gradients = jax.tree.map(lambda *g: np.stack(g).astype(np.float64), *(g for _, g in each))
     np.testing.assert_allclose(found.loss, np.mean([loss for loss, _ in each]), rtol=1e-5)
     for got, g in zip(jax.tree.leaves(found.gradient), jax.tree.leaves(gradients), strict=True):

@@ -24,6 +24,7 @@ def descended(function, start, low=-10.0, high=10.0, reach=1.0):
     """`newton` with the derivatives of a function of an array."""
     start = jnp.asarray(start, jnp.float32)
 
+    @jax.jit
     def derivatives(p):
         return function(p), jax.grad(function)(p), jax.hessian(function)(p)
 

@@ -1,5 +1,7 @@
 """The tuned temperature against a dense search with the same draws, and its edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,10 @@ from helpers import network
 from scipy import optimize
 
 import l2m_optax as l2m
+
+DRAWS = 8
+tune = functools.partial(l2m.tune, num_samples=DRAWS)
+"""Most tests share its program: they have the network, draws and shapes in common."""
 
 
 @pytest.fixture
@@ -20,14 +26,15 @@ def labelled(posterior):
 def test_temperature_minimises_the_validation_loss(posterior, labelled):
     inputs, labels = labelled
     key = jax.random.key(0)
-    fitted, info = l2m.tune(network, posterior, inputs, labels, num_samples=64)
+    fitted, info = tune(network, posterior, inputs, labels)
     assert info.converged
     assert not info.edge
 
+    @jax.jit
     def loss(log_temperature):
         candidate = posterior._replace(temperature=jnp.exp(log_temperature))
-        logits = l2m.linearized(key, network, candidate, inputs, num_samples=64, antithetic=True)
-        return float(l2m.metrics.negative_log_likelihood(l2m.classification(logits).probs, labels))
+        logits = l2m.linearized(key, network, candidate, inputs, num_samples=DRAWS, antithetic=True)
+        return l2m.metrics.negative_log_likelihood(l2m.classification(logits).probs, labels)
 
     best = optimize.minimize_scalar(loss, bounds=(-8, 6), method="bounded")
     np.testing.assert_allclose(loss(np.log(info.value)), best.fun, atol=1e-4)
@@ -35,9 +42,9 @@ def test_temperature_minimises_the_validation_loss(posterior, labelled):
 
 
 def test_own_temperature_plays_no_part_and_draws_repeat(posterior, labelled):
-    first = l2m.tune(network, posterior, *labelled).info.value
+    first = tune(network, posterior, *labelled).info.value
     hotter = posterior._replace(temperature=jnp.float32(30.0))
-    assert float(l2m.tune(network, hotter, *labelled).info.value) == float(first)
+    assert float(tune(network, hotter, *labelled).info.value) == float(first)
 
 
 def test_regression_targets_use_the_exact_variance(posterior, inputs):
@@ -47,7 +54,7 @@ def test_regression_targets_use_the_exact_variance(posterior, inputs):
     mean = network(posterior.mean, x)
     noise = jax.random.normal(jax.random.key(8), mean.shape)
     targets = mean + jnp.sqrt(0.1 + 4.0 * unit) * noise
-    info = l2m.tune(network, posterior, x, targets).info
+    info = tune(network, posterior, x, targets).info
     assert info.converged
     np.testing.assert_allclose(info.value, 4.0, rtol=0.4)
 
@@ -55,14 +62,14 @@ def test_regression_targets_use_the_exact_variance(posterior, inputs):
 @pytest.fixture
 def certain(posterior):
     """Inputs with the very labels that the mode predicts: it cannot be improved upon."""
-    inputs = jax.random.normal(jax.random.key(2), (50, 4))
+    inputs = jax.random.normal(jax.random.key(2), (300, 4))
     return inputs, jnp.argmax(network(posterior.mean, inputs), axis=-1)
 
 
 @pytest.mark.parametrize("kind", ["linearized", "monte_carlo", "exact"])
 @pytest.mark.parametrize("bounds", [None, (1e-3, 1e-1), (0.5, 2.0)])
 def test_where_the_mode_predicts_best_the_temperature_is_zero(posterior, certain, kind, bounds):
-    fitted, info = l2m.tune(network, posterior, *certain, kind=kind, bounds=bounds, num_samples=8)
+    fitted, info = tune(network, posterior, *certain, kind=kind, bounds=bounds)
     assert info.edge
     assert not info.converged
     assert float(fitted.temperature) == float(info.value) == 0.0
@@ -71,7 +78,7 @@ def test_where_the_mode_predicts_best_the_temperature_is_zero(posterior, certain
 @pytest.mark.parametrize("kind", ["linearized", "exact"])
 def test_at_the_mode_the_prior_stays(posterior, certain, kind):
     names = ("prior_precision", "temperature")
-    fitted, info = l2m.tune(network, posterior, *certain, over=names, kind=kind, num_samples=8)
+    fitted, info = tune(network, posterior, *certain, over=names, kind=kind)
     assert float(fitted.temperature) == float(info.value["temperature"]) == 0.0
     assert float(fitted.prior_precision) == float(info.value["prior_precision"]) == 2.0
     assert all(info.edge.values())
@@ -82,13 +89,11 @@ def test_at_the_mode_the_prior_stays(posterior, certain, kind):
 @pytest.mark.parametrize("end", ["lower", "upper"])
 def test_a_temperature_on_a_bound_is_kept_with_a_warning(posterior, labelled, kind, end):
     """The mode is worse than these bounds, or else it would be taken."""
-    best = float(l2m.tune(network, posterior, *labelled, kind=kind).info.value)
+    best = float(tune(network, posterior, *labelled, kind=kind).info.value)
     bound, other = (1.5 * best, 100 * best) if end == "lower" else (best / 1.5, best / 100)
     message = f"temperature: expected a best value between .*, got the {end} bound, and keeps it"
     with pytest.warns(UserWarning, match=message):
-        fitted, info = l2m.tune(
-            network, posterior, *labelled, kind=kind, bounds=sorted((bound, other))
-        )
+        fitted, info = tune(network, posterior, *labelled, kind=kind, bounds=sorted((bound, other)))
     assert info.edge
     assert not info.converged
     np.testing.assert_allclose([info.value, fitted.temperature], bound, rtol=1e-5)
@@ -97,9 +102,9 @@ def test_a_temperature_on_a_bound_is_kept_with_a_warning(posterior, labelled, ki
 @pytest.mark.parametrize("kind", ["linearized", "exact"])
 def test_a_best_value_beside_a_bound_is_no_edge(posterior, labelled, kind):
     """Between a bound and its neighbour on the first grid."""
-    best = float(l2m.tune(network, posterior, *labelled, kind=kind).info.value)
+    best = float(tune(network, posterior, *labelled, kind=kind).info.value)
     for bounds in ((best / 1.1, best * 1e4), (best / 1e4, best * 1.1)):
-        info = l2m.tune(network, posterior, *labelled, kind=kind, bounds=bounds).info
+        info = tune(network, posterior, *labelled, kind=kind, bounds=bounds).info
         assert not info.edge
         assert info.converged
         np.testing.assert_allclose(info.value, best, rtol=0.03)
@@ -108,9 +113,7 @@ def test_a_best_value_beside_a_bound_is_no_edge(posterior, labelled, kind):
 def test_a_prior_alone_on_a_bound_is_left_as_it_was(posterior, certain):
     bounds = (1e-3, 1e-2)
     with pytest.warns(UserWarning, match="prior_precision: .* upper bound, and leaves it as it"):
-        fitted, info = l2m.tune(
-            network, posterior, *certain, over="prior_precision", bounds=bounds, num_samples=8
-        )
+        fitted, info = tune(network, posterior, *certain, over="prior_precision", bounds=bounds)
     assert info.edge
     assert float(fitted.prior_precision) == float(info.value) == 2.0
     assert float(fitted.temperature) == 0.5
@@ -120,16 +123,15 @@ def test_a_prior_on_a_bound_beside_a_tuned_temperature_is_kept(posterior, labell
     """The temperature was found for it, and for no other."""
     names = ("temperature", "prior_precision")
     bounds = {"prior_precision": (1e-2, 1.0)}
-    options = {"over": names, "bounds": bounds, "num_samples": 8}
+    options = {"over": names, "bounds": bounds}
     with pytest.warns(UserWarning, match="prior_precision: .* bound, and keeps it"):
-        fitted, info = l2m.tune(network, posterior, *labelled, **options)
+        fitted, info = tune(network, posterior, *labelled, **options)
     assert info.edge["prior_precision"]
     assert float(fitted.prior_precision) == 1.0
-    alone = l2m.tune(
+    alone = tune(
         network,
         posterior._replace(prior_precision=fitted.prior_precision),
         *labelled,
-        num_samples=8,
     ).info.value
     np.testing.assert_allclose(info.value["temperature"], alone, rtol=0.05)
 
@@ -140,9 +142,7 @@ def test_where_nothing_is_finite_all_stays_as_it_was(posterior, labelled):
 
     for over in ("temperature", ("temperature", "prior_precision")):
         with pytest.warns(UserWarning, match="temperature.*: expected a finite loss, got none"):
-            fitted, info = l2m.tune(
-                network, posterior, *labelled, over=over, likelihood=nothing, num_samples=2
-            )
+            fitted, info = tune(network, posterior, *labelled, over=over, likelihood=nothing)
         assert np.all(jax.tree.leaves(info.edge))
         assert float(fitted.temperature) == 0.5
         assert float(fitted.prior_precision) == 2.0
@@ -151,14 +151,12 @@ def test_where_nothing_is_finite_all_stays_as_it_was(posterior, labelled):
 def test_by_elbo_the_mode_never_wins(posterior, certain):
     """Its divergence from the prior is infinite."""
     with pytest.warns(UserWarning, match="lower bound, and keeps it"):
-        info = l2m.tune(
-            network, posterior, *certain, objective="elbo", bounds=(100.0, 200.0), num_samples=4
-        ).info
+        info = tune(network, posterior, *certain, objective="elbo", bounds=(100.0, 200.0)).info
     np.testing.assert_allclose(info.value, 100.0, rtol=1e-5)
 
 
 def test_under_jit_edges_give_no_warning(posterior, certain, labelled):
-    tuned = jax.jit(lambda p, x, y: l2m.tune(network, p, x, y, bounds=(1e-4, 1e-2)).info)
+    tuned = jax.jit(lambda p, x, y: tune(network, p, x, y, bounds=(1e-4, 1e-2)).info)
     for data, value in ((certain, 0.0), (labelled, 1e-2)):
         info = tuned(posterior, *data)
         assert info.edge
@@ -169,15 +167,15 @@ def test_under_jit_edges_give_no_warning(posterior, certain, labelled):
 @pytest.mark.parametrize("scale", [0.03, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("over", ["temperature", ("prior_precision", "temperature")])
 def test_what_is_tuned_is_never_worse_than_the_mode(posterior, scale, over):
-    inputs = jax.random.normal(jax.random.key(2), (100, 4))
+    inputs = jax.random.normal(jax.random.key(2), (300, 4))
     logits = network(posterior.mean, inputs)
-    labels = np.asarray(jax.random.categorical(jax.random.key(3), scale * logits))
-    fitted, info = l2m.tune(network, posterior, inputs, labels, over=over, num_samples=8)
+    labels = jax.random.categorical(jax.random.key(3), scale * logits)
+    fitted, info = tune(network, posterior, inputs, labels, over=over)
     probs = jax.nn.softmax(logits)
     mode = float(l2m.metrics.negative_log_likelihood(probs, labels))
     if float(fitted.temperature) > 0:
         drawn = l2m.linearized(
-            jax.random.key(0), network, fitted, inputs, num_samples=8, antithetic=True
+            jax.random.key(0), network, fitted, inputs, num_samples=DRAWS, antithetic=True
         )
         found = l2m.metrics.negative_log_likelihood(l2m.classification(drawn).probs, labels)
         assert float(found) <= mode * (1 + 1e-6)
@@ -188,7 +186,7 @@ def test_what_is_tuned_is_never_worse_than_the_mode(posterior, scale, over):
 def test_nan_outputs_are_refused_by_input(posterior, labelled):
     inputs, labels = labelled
     with pytest.raises(FloatingPointError, match="NaN for input 7 and 1 more"):
-        l2m.tune(network, posterior, inputs.at[7:9, 0].set(jnp.nan), labels)
+        tune(network, posterior, inputs.at[7:9, 0].set(jnp.nan), labels)
 
 
 def linear(params, x):
@@ -220,7 +218,7 @@ def overconfident():
 def test_both_are_what_scipy_finds(overconfident):
     posterior, x, y, loss = overconfident
     names = ("prior_precision", "temperature")
-    fitted, info = l2m.tune(linear, posterior, x, y, over=names)
+    fitted, info = tune(linear, posterior, x, y, over=names)
     best = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6})
     assert all(info.converged.values())
     found = np.log([info.value[name] for name in names])
@@ -233,7 +231,7 @@ def test_both_are_what_scipy_finds(overconfident):
 def test_one_is_what_scipy_finds_with_the_other_as_it_is(overconfident, over):
     posterior, x, y, loss = overconfident
     posterior = posterior._replace(prior_precision=jnp.float32(3.0), temperature=jnp.float32(2.0))
-    info = l2m.tune(linear, posterior, x, y, over=over).info
+    info = tune(linear, posterior, x, y, over=over).info
     own = {"prior_precision": 3.0, "temperature": 2.0}
 
     def along(log):
@@ -246,13 +244,14 @@ def test_one_is_what_scipy_finds_with_the_other_as_it_is(overconfident, over):
 
 def test_newton_on_exact_covariances_agrees_with_a_dense_search(posterior, labelled):
     inputs, labels = labelled
-    info = l2m.tune(network, posterior, inputs, labels, kind="exact").info
+    info = tune(network, posterior, inputs, labels, kind="exact").info
     mean = network(posterior.mean, inputs)
     unit = l2m.output_covariance(network, posterior._replace(temperature=1.0), inputs)
 
+    @jax.jit
     def loss(log_temperature):
         probs = l2m.predict.softmax_integral(mean, jnp.exp(log_temperature) * unit).probs
-        return float(l2m.metrics.negative_log_likelihood(probs, labels))
+        return l2m.metrics.negative_log_likelihood(probs, labels)
 
     best = optimize.minimize_scalar(loss, bounds=(-8, 6), method="bounded")
     assert info.converged
@@ -262,14 +261,14 @@ def test_newton_on_exact_covariances_agrees_with_a_dense_search(posterior, label
 def test_monte_carlo_is_tuned_on_its_own_draws(posterior, labelled):
     inputs, labels = labelled
     key = jax.random.key(0)
-    kwargs = {"kind": "monte_carlo", "num_samples": 8}
-    info = l2m.tune(network, posterior, inputs, labels, **kwargs).info
+    info = tune(network, posterior, inputs, labels, kind="monte_carlo").info
     logs = np.linspace(-6, 6, 49)
 
+    @jax.jit
     def loss(log_temperature):
         hot = posterior._replace(temperature=jnp.exp(log_temperature))
-        logits = l2m.monte_carlo(key, network, hot, inputs, num_samples=8, antithetic=True)
-        return float(l2m.metrics.negative_log_likelihood(l2m.classification(logits).probs, labels))
+        logits = l2m.monte_carlo(key, network, hot, inputs, num_samples=DRAWS, antithetic=True)
+        return l2m.metrics.negative_log_likelihood(l2m.classification(logits).probs, labels)
 
     assert loss(np.log(info.value)) <= min(map(loss, logs)) + 1e-5
 
@@ -278,20 +277,19 @@ def test_monte_carlo_is_tuned_on_its_own_draws(posterior, labelled):
 def test_a_loader_gives_what_the_arrays_give(posterior, labelled, kind):
     inputs, labels = (np.asarray(a) for a in labelled)
     loader = [(inputs[i : i + 128], labels[i : i + 128]) for i in range(0, 300, 128)]
-    whole = l2m.tune(network, posterior, inputs, labels, kind=kind, num_samples=8).info
-    parts = l2m.tune(network, posterior, loader, kind=kind, num_samples=8).info
+    whole = tune(network, posterior, inputs, labels, kind=kind).info
+    parts = tune(network, posterior, loader, kind=kind).info
     np.testing.assert_allclose(parts.value, whole.value, rtol=1e-3)
 
 
 def test_a_likelihood_of_ones_own_is_averaged_over_draws(posterior, labelled):
     inputs, labels = labelled
-    default = l2m.tune(network, posterior, inputs, labels, num_samples=8).info
-    own = l2m.tune(
+    default = tune(network, posterior, inputs, labels).info
+    own = tune(
         network,
         posterior,
         inputs,
         labels,
-        num_samples=8,
         likelihood=l2m.likelihoods.categorical,
     ).info
     assert float(own.value) == float(default.value)
