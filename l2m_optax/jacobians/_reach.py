@@ -12,8 +12,9 @@ where they have the same entry: $[j(k) = j(l)]\, c_k c_l\, (A(a)^{\circ 2} v)_{j
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -38,15 +39,18 @@ class Reach(NamedTuple):
 
     Attributes:
       shape: of the leaf.
-      before: rearrangements between the leaf and the product.
       product: that operation, or nothing.
       after: moves between y and the outputs.
+      entering: ``entering(v, others)``: the variances of y, from numbers v in the shape of the leaf
+        and the other operand of the product.
+      mixed: whether entries of y covary.
     """
 
     shape: tuple[int, ...]
-    before: tuple[Step, ...]
     product: tuple[Step, ...]
     after: tuple[Step, ...]
+    entering: Callable[[Array, Sequence[Array]], Array]
+    mixed: bool = False
 
     @property
     def how(self) -> str:
@@ -67,8 +71,10 @@ class Reach(NamedTuple):
 
     @property
     def separate(self) -> bool:
-        """Whether each weight meets one entry of y only."""
-        return all(meets_once(equation, position) for equation, position in self.product)
+        """Whether each weight meets one entry of y only, and these are independent."""
+        return not self.mixed and all(
+            meets_once(equation, position) for equation, position in self.product
+        )
 
     @property
     def _shape_of_y(self) -> tuple[int, ...]:
@@ -84,11 +90,9 @@ class Reach(NamedTuple):
 
     def reached(self, v: Array, operands: Sequence[Sequence[Array]]) -> Reached:
         """What the outputs have of numbers v in the shape of the leaf."""
-        for equation, _ in self.before:
-            v = rearrange(equation, v)
         used = len(self.product)
-        for (equation, position), values in zip(self.product, operands[:used], strict=True):
-            v = weights_of_product(equation, position, v, values[1 - position])
+        steps = zip(self.product, operands[:used], strict=True)
+        v = self.entering(v, [values[1 - position] for (_, position), values in steps])
         # Counted from 1: moves leave 0 where an output has nothing of the leaf.
         entry = jnp.arange(1, self.size + 1).reshape(self._shape_of_y)
         factor = jnp.ones(self._shape_of_y, v.dtype)
@@ -141,7 +145,18 @@ def find_reach(program: Program, leaf: Any) -> Reach | None:
     # An entry copied before a product would meet one output several times.
     if not all(rearranges(equation) for equation, _ in before):
         return None
-    return Reach(leaf.aval.shape, before, product, way[first + len(products) :])
+    after, entering = way[first + len(products) :], functools.partial(_entering, before, product)
+    return Reach(leaf.aval.shape, product, after, entering)
+
+
+def _entering(
+    before: Sequence[Step], product: Sequence[Step], v: Array, others: Sequence[Array]
+) -> Array:
+    for equation, _ in before:
+        v = rearrange(equation, v)
+    for (equation, position), a in zip(product, others, strict=True):
+        v = weights_of_product(equation, position, v, a)
+    return v
 
 
 def _way(jaxpr: Any, variable: Any) -> tuple[Step, ...] | None:

@@ -20,12 +20,11 @@ from l2m_optax._support.checks import (
 from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.jacobians._reach import Reach
-from l2m_optax.posterior._posterior import Posterior, free_variance
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 from l2m_optax.predict._jacobian import (
     Linearised,
     any_reach,
     at,
-    coordinates,
     explained,
     jacobian_of,
     separate_reach,
@@ -208,7 +207,8 @@ def _compiled(
         shape = chosen.shape[1:]
     rows = chosen.shape[1] if jacobian.pulled or reduce.of_pairs else 1
     chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
-    leaves, variances = coordinates(posterior), jax.tree.leaves(free_variance(posterior))
+    leaves = jax.tree.leaves(free_mean(posterior))
+    variances = jax.tree.leaves(free_variance(posterior))
 
     def one(example_and_chosen: tuple[PyTree, Array]) -> Array:
         example, chosen = example_and_chosen
