@@ -103,12 +103,12 @@ class _Entry(NamedTuple):
         return self.equation.outvars[0].aval.size // len(self.outer)
 
     def inputs(self, a: Array) -> Array:
-        """a L."""
+        """The rows of a L."""
         rows = self.rows_of(self.equation, self.position, a)
         return _times(_arranged(rows, self.inner), self.left)
 
     def cotangents(self, d: Array) -> Array:
-        """d R."""
+        """The rows of d R."""
         return _times(self._folded_outputs(d), self.right)
 
     def numbers(self, v: Array) -> Array:
