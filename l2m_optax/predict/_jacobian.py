@@ -109,14 +109,17 @@ class Linearised(NamedTuple):
     over the leaves that need cotangents, and what is reached of the others.
 
     Attributes:
-      factors_of: the factors r(k) of any output k, one for each of these leaves.
+      factors_of: from the unit vector of any output k the factors r(k), one for each of these
+        leaves.
       weights: s, in their shapes.
       reached: what the outputs have of the other leaves.
+      outputs: of the example, flat.
     """
 
     factors_of: Callable[[Array], list[Array]]
     weights: list[Array]
     reached: list[Reached]
+    outputs: Array
 
 
 def at(
@@ -136,18 +139,16 @@ def at(
     through: list[Any] = [uses[i] for i in pulled]
     kept = [residuals[i] for i in pulled]
 
-    def factors_of(k: Array) -> list[Array]:
-        # An index out of range, which cannot be refused under `jit`, gives NaN.
-        unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
-        unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
+    def factors_of(unit: Array) -> list[Array]:
         # On meshes with explicit axes the sharding is part of the type: that of the outputs.
-        (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
+        (cotangents,) = pull(jnp.zeros_like(outputs) + unit.astype(outputs.dtype))
         return factors(through, [cotangents[i] for i in pulled], kept)
 
     return Linearised(
         factors_of,
         weights(through, [variances[i] for i in pulled], kept),
         [use.reached(v, operands) for use, v, operands in triples if isinstance(use, Reach)],
+        outputs,
     )
 
 
