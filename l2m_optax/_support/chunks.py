@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.checks import check_count
 from l2m_optax._support.types import PyTree
@@ -65,5 +66,5 @@ def over_chunks(f: Callable[[PyTree], PyTree], xs: PyTree, size: int) -> PyTree:
         whole = flat[: (chunks - 1) * size]
         return jnp.concatenate([whole, flat[len(whole) + again :]]) if again else flat
 
-    starts = jnp.minimum(jnp.arange(chunks) * size, number - size)
-    return jax.tree.map(joined, jax.lax.map(chunk, starts))
+    starts = np.minimum(np.arange(chunks) * size, number - size).astype(np.int32)
+    return jax.tree.map(joined, jax.lax.map(chunk, jnp.asarray(starts)))

@@ -119,25 +119,33 @@ def _build(
     """The tree that `_walk` named, with ``leaf(name, place)`` for each leaf.
 
     The place of a leaf is the part of `like` that it belongs to: a parameter, or, for a prefix
-    tree, all parameters that one number stands for.
+    tree, all parameters that one number stands for. A field that did not exist when the posterior
+    was saved has its default.
 
     Raises:
       ValueError: if a leaf is missing.
     """
     names = header["arrays"].keys() | header["values"].keys()
+    saved = {part for name in [*names, *header["types"]] for part in _fields_above(name)}
 
     def build(name: str, place: PyTree, holder: type) -> Any:
         if name in names:
             return leaf(name, place)
         cls = _named_tuples(holder).get(header["types"].get(name))
         if cls is not None:
-            fields = [f"{name}.{field}".removeprefix(".") for field in cls._fields]
-            return cls._make(build(field, place, cls) for field in fields)
+            return cls._make(of_field(name, field, place, cls) for field in cls._fields)
         if _is_leaf(place):
             wanted = f"shape {np.shape(place)}"
             raise ValueError(complaint(f"{where}: {name}", wanted, "no such leaf", _ANOTHER))
         children, treedef = _children(place)
         return treedef.unflatten([build(name + key, child, holder) for key, child in children])
+
+    def of_field(name: str, field: str, place: PyTree, cls: Any) -> Any:
+        path = f"{name}.{field}".removeprefix(".")
+        # Of an empty tree of parameters no field has a leaf, whether or not it was saved.
+        if path not in saved and field in cls._field_defaults and jax.tree.leaves(place):
+            return cls._field_defaults[field]
+        return build(path, place, cls)
 
     try:
         return build("", like, Posterior)
@@ -145,6 +153,12 @@ def _build(
         raise ValueError(
             complaint(where, "the types that were saved", "others", _DAMAGED)
         ) from error
+
+
+def _fields_above(name: str) -> Iterator[str]:
+    """The name of a leaf, and all that it is below of: each a name up to a dot or a bracket."""
+    ends = [i for i, character in enumerate(name) if character in ".["]
+    yield from (name[:end] for end in [*ends, len(name)])
 
 
 def _named_tuples(holder: type) -> dict[str, Any]:

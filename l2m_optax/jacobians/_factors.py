@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jax.extend.core import Literal
+
 from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import Array
+from l2m_optax.jacobians._convolution import in_order, is_convolution, pulled_in_order
 from l2m_optax.jacobians._pooling import is_pooling, largest_of_windows
 from l2m_optax.jacobians._program import JaxprEqn, Program, bind
 from l2m_optax.jacobians._reach import Reach
@@ -41,10 +44,10 @@ def run_perturbed(
     """
     taken = {id(equation) for use in uses for equation in use.equations}
     operands: dict[int, Sequence[Any]] = {}
+    perturbed = _perturbed(program, uses)
 
     def bind_perturbed(equation: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-        pooled = is_pooling(equation)
-        outputs = [largest_of_windows(equation, *values)] if pooled else bind(equation, values)
+        outputs = _computed(equation, values, id(equation) in perturbed)
         if id(equation) in taken:
             operands[id(equation)] = values
         for use, perturbation in zip(uses, perturbations, strict=True):
@@ -56,6 +59,31 @@ def run_perturbed(
     inputs = [p if isinstance(use, FullGradient) else leaf for use, leaf, p in triples]
     (outputs,) = program.run([*inputs, *example], bind_perturbed)
     return outputs, [use.residual([operands[id(e)] for e in use.equations]) for use in uses]
+
+
+def _perturbed(program: Program, uses: Sequence[SingleUse | FullGradient | Reach]) -> set[int]:
+    """The operations whose first operand depends on a perturbation."""
+    leaves = program.jaxpr.invars[: len(uses)]
+    pairs = zip(uses, leaves, strict=True)
+    moving = {leaf for use, leaf in pairs if isinstance(use, FullGradient)}
+    added = {id(use.equation) for use in uses if isinstance(use, SingleUse)}
+    found: set[int] = set()
+    for equation in program.jaxpr.eqns:
+        inputs = [atom for atom in equation.invars if not isinstance(atom, Literal)]
+        if id(equation) in added or not moving.isdisjoint(inputs):
+            moving.update(equation.outvars)
+        if inputs and equation.invars[0] is inputs[0] and inputs[0] in moving:
+            found.add(id(equation))
+    return found
+
+
+def _computed(equation: JaxprEqn, values: Sequence[Any], pulled: bool) -> Sequence[Any]:
+    """What an equation computes, in a way whose derivative costs little."""
+    if is_pooling(equation):
+        return [largest_of_windows(equation, *values)]
+    if is_convolution(equation):
+        return [(pulled_in_order if pulled else in_order)(equation, *values)]
+    return bind(equation, values)
 
 
 def factors(uses: Uses, cotangents: Sequence[Array], residuals: Sequence[Any]) -> list[Array]:

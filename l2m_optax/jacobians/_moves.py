@@ -37,6 +37,14 @@ def moves(equation: JaxprEqn, position: int) -> bool:
     return move is not None and move.positions(position) and floating
 
 
+def stays(equation: JaxprEqn, position: int) -> bool:
+    """Whether the entries of this operand are the outputs, in the same order."""
+    before, after = equation.invars[position].aval, equation.outvars[0].aval
+    reshaped = before.size == after.size and equation.params.get("dimensions") is None
+    name = equation.primitive.name
+    return (name in _RESHAPES and reshaped) or (name in _IN_PLACE and before.shape == after.shape)
+
+
 def place(equation: JaxprEqn, position: int, operands: Sequence[Array], x: Array) -> Array:
     """Numbers that belong to the entries of an operand, where these go; 0 at other places."""
     return _MOVES[equation.primitive.name].place(equation, position, operands, x)
@@ -90,6 +98,9 @@ def _any(position: int) -> bool:
 
 _MOVED = Move(_first, _as_itself, _one)
 _ADDED = Move(_any, _entry_by_entry, _one)
+
+_RESHAPES = {"reshape", "squeeze", "expand_dims", "copy"}
+_IN_PLACE = {"add", "add_any", "sub", "neg", "mul", "div", "convert_element_type"}
 
 _MOVES = {
     **dict.fromkeys(

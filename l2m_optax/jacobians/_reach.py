@@ -12,14 +12,16 @@ where they have the same entry: $[j(k) = j(l)]\, c_k c_l\, (A(a)^{\circ 2} v)_{j
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.types import Array
-from l2m_optax.jacobians._moves import moves, place, scale
+from l2m_optax.jacobians._moves import moves, place, scale, stays
 from l2m_optax.jacobians._program import JaxprEqn, Program, places
 from l2m_optax.jacobians._rules import (
     is_product,
@@ -28,6 +30,8 @@ from l2m_optax.jacobians._rules import (
     rearranges,
     weights_of_product,
 )
+
+_SMALL = 128
 
 Step = tuple[JaxprEqn, int]
 """An operation, and the position among its operands at which a leaf enters it."""
@@ -38,15 +42,18 @@ class Reach(NamedTuple):
 
     Attributes:
       shape: of the leaf.
-      before: rearrangements between the leaf and the product.
       product: that operation, or nothing.
       after: moves between y and the outputs.
+      entering: ``entering(v, others)``: the variances of y, from numbers v in the shape of the leaf
+        and the other operand of the product.
+      mixed: whether entries of y covary.
     """
 
     shape: tuple[int, ...]
-    before: tuple[Step, ...]
     product: tuple[Step, ...]
     after: tuple[Step, ...]
+    entering: Callable[[Array, Sequence[Array]], Array]
+    mixed: bool = False
 
     @property
     def how(self) -> str:
@@ -67,8 +74,10 @@ class Reach(NamedTuple):
 
     @property
     def separate(self) -> bool:
-        """Whether each weight meets one entry of y only."""
-        return all(meets_once(equation, position) for equation, position in self.product)
+        """Whether each weight meets one entry of y only, and these are independent."""
+        return not self.mixed and all(
+            meets_once(equation, position) for equation, position in self.product
+        )
 
     @property
     def _shape_of_y(self) -> tuple[int, ...]:
@@ -84,18 +93,25 @@ class Reach(NamedTuple):
 
     def reached(self, v: Array, operands: Sequence[Sequence[Array]]) -> Reached:
         """What the outputs have of numbers v in the shape of the leaf."""
-        for equation, _ in self.before:
-            v = rearrange(equation, v)
         used = len(self.product)
-        for (equation, position), values in zip(self.product, operands[:used], strict=True):
-            v = weights_of_product(equation, position, v, values[1 - position])
-        # Counted from 1: moves leave 0 where an output has nothing of the leaf.
-        entry = jnp.arange(1, self.size + 1).reshape(self._shape_of_y)
+        steps = zip(self.product, operands[:used], strict=True)
+        v = self.entering(v, [values[1 - position] for (_, position), values in steps])
         factor = jnp.ones(self._shape_of_y, v.dtype)
+        # Counted from 1: moves leave 0 where an output has nothing of the leaf.
+        entry = None if self._stays else jnp.arange(1, self.size + 1).reshape(self._shape_of_y)
         for (equation, position), values in zip(self.after, operands[used:], strict=True):
-            entry, factor = (place(equation, position, values, x) for x in (entry, factor))
+            factor = place(equation, position, values, factor)
             factor *= scale(equation, position, values)
-        return Reached(jnp.ravel(v), jnp.ravel(entry) - 1, jnp.ravel(factor))
+            if entry is not None:
+                entry = place(equation, position, values, entry)
+        return Reached(
+            jnp.ravel(v), None if entry is None else jnp.ravel(entry) - 1, jnp.ravel(factor)
+        )
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the entries of y are the outputs, in the same order."""
+        return all(stays(equation, position) for equation, position in self.after)
 
 
 class Reached(NamedTuple):
@@ -103,29 +119,40 @@ class Reached(NamedTuple):
 
     Attributes:
       variances: $A(a)^{∘2} v$, flat.
-      entry: j(k), of the shape of the outputs, flat; below 0 for none.
+      entry: j(k), of the shape of the outputs, flat; below 0 for none. `None` where j(k) = k.
       factor: c, likewise.
     """
 
     variances: Array
-    entry: Array
+    entry: Array | None
     factor: Array
 
     def at(self, k: Array) -> Reached:
-        """The same of some outputs. An index out of range gives NaN, as it cannot be refused."""
-        inside = (k >= 0) & (k < self.entry.size)
-        return Reached(self.variances, self.entry[k], jnp.where(inside, self.factor[k], jnp.nan))
+        """The same of some outputs."""
+        return Reached(self.variances, k if self.entry is None else self.entry[k], self.factor[k])
 
     def variance(self) -> Array:
         """Of each output."""
-        held = self.variances[jnp.maximum(self.entry, 0)]
-        return jnp.square(self.factor) * jnp.where(self.entry >= 0, held, 0)
+        return jnp.square(self.factor) * self._held()
 
     def covariance(self) -> Array:
         """Of each pair of outputs, where each weight meets one entry only."""
-        held = self.variances[jnp.maximum(self.entry, 0)]
+        if self.entry is None:
+            variance = self.variance()
+            return jnp.where(identity(len(variance)), variance, 0)
         same = (self.entry[:, None] == self.entry) & (self.entry >= 0)
-        return self.factor[:, None] * self.factor * jnp.where(same, held, 0)
+        return self.factor[:, None] * self.factor * jnp.where(same, self._held(), 0)
+
+    def _held(self) -> Array:
+        if self.entry is None:
+            return self.variances
+        return jnp.where(self.entry >= 0, self.variances[jnp.maximum(self.entry, 0)], 0)
+
+
+def identity(size: int) -> Array:
+    """The identity, true and false. A small one is a constant: nothing is compiled for it."""
+    eye: Any = np.eye if size <= _SMALL else jnp.eye
+    return jnp.asarray(eye(size, dtype=bool))
 
 
 def find_reach(program: Program, leaf: Any) -> Reach | None:
@@ -141,7 +168,18 @@ def find_reach(program: Program, leaf: Any) -> Reach | None:
     # An entry copied before a product would meet one output several times.
     if not all(rearranges(equation) for equation, _ in before):
         return None
-    return Reach(leaf.aval.shape, before, product, way[first + len(products) :])
+    after, entering = way[first + len(products) :], functools.partial(_entering, before, product)
+    return Reach(leaf.aval.shape, product, after, entering)
+
+
+def _entering(
+    before: Sequence[Step], product: Sequence[Step], v: Array, others: Sequence[Array]
+) -> Array:
+    for equation, _ in before:
+        v = rearrange(equation, v)
+    for (equation, position), a in zip(product, others, strict=True):
+        v = weights_of_product(equation, position, v, a)
+    return v
 
 
 def _way(jaxpr: Any, variable: Any) -> tuple[Step, ...] | None:

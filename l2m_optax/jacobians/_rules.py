@@ -132,10 +132,10 @@ def _patches(equation: JaxprEqn, a: Array) -> Array:
         dimension_numbers=numbers,
         precision=parameters["precision"],
     )
-    return _by_group(equation, patches)
+    return outputs_by_group(equation, patches)
 
 
-def _by_group(equation: JaxprEqn, y: Array) -> Array:
+def outputs_by_group(equation: JaxprEqn, y: Array) -> Array:
     """An output of a convolution in the shape (groups, features of a group, positions)."""
     numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
     examples, features = (y.shape[axis] for axis in numbers.out_spec[:2])
@@ -145,7 +145,7 @@ def _by_group(equation: JaxprEqn, y: Array) -> Array:
 
 def _gradient_by_group(equation: JaxprEqn, d: Array, patches: Array) -> Array:
     # g: groups, o: output features, p: entries of the window, m: positions.
-    return jnp.einsum("gom,gpm->gop", _by_group(equation, d), patches.astype(d.dtype))
+    return jnp.einsum("gom,gpm->gop", outputs_by_group(equation, d), patches.astype(d.dtype))
 
 
 def _kernel_by_group(equation: JaxprEqn, position: int, v: Array, patches: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -63,16 +63,22 @@ class SingleUse(NamedTuple):
         return self.rule.weights(self.equation, self.position, v, residual)
 
 
+def _as_it_is(gradient: Array) -> Array:
+    return gradient
+
+
 class FullGradient(NamedTuple):
     """A leaf whose gradient is formed for each example and output; it has what `SingleUse` has.
 
     Attributes:
       why: in a few words.
       size: of the leaf.
+      turned: what is made of the gradient before it is squared.
     """
 
     why: str
     size: int
+    turned: Callable[[Array], Array] = _as_it_is
 
     @property
     def how(self) -> str:
@@ -93,9 +99,9 @@ class FullGradient(NamedTuple):
         del operands
 
     def factor(self, d: Array, residual: None) -> Array:
-        """The gradient itself."""
+        """The gradient itself, or turned."""
         del residual
-        return d
+        return self.turned(d)
 
     def weights(self, v: Array, residual: None) -> Array:
         """The numbers themselves."""

@@ -11,21 +11,23 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.checks import check_batched, check_hashable, complaint
-from l2m_optax._support.chunks import equal_parts, over_chunks
+from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._drawing import deviations
 from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._integral import has_exact_integral, offsets_and_points, over_offsets
+from l2m_optax.predict._jacobian import explained, jacobian_of
 from l2m_optax.predict._outputs import (
     check_independent,
     check_outputs,
     check_rows,
     coupling,
     if_independent,
+    relative_change,
 )
 from l2m_optax.predict._summaries import Classification
-from l2m_optax.predict._variance import output_covariance
+from l2m_optax.predict._variance import covariances_and_outputs, over_examples
 
 _PAIRS = 32
 """Mirrored pairs of draws: in all about what the exact covariance of 128 logits costs."""
@@ -92,25 +94,33 @@ def at_temperatures(
     shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
     _check_classes(shape)
     if has_exact_integral(shape[1:]):
-        covariance = output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size)
-        return _of_covariance(apply_fn, posterior, inputs, covariance, temperatures)
-    drawn = deviations(jax.random.key(0), posterior, _PAIRS)
-    chunk_size = chunk_size or equal_parts(math.prod(shape[1:]), shape[0])
-    predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, temperatures, chunk_size)
+        check_chunk_size(chunk_size)
+        with explained():
+            predicted, coupled = _exact(apply_fn, posterior, inputs, temperatures, chunk_size)
+    else:
+        drawn = deviations(jax.random.key(0), posterior, _PAIRS)
+        chunk_size = chunk_size or equal_parts(math.prod(shape[1:]), shape[0])
+        predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, temperatures, chunk_size)
     check_independent(coupled)
     return predicted
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _of_covariance(
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _exact(
     apply_fn: ApplyFn,
     posterior: Posterior,
     inputs: PyTree,
-    covariance: Array,
     temperatures: Array | None,
-) -> Classification:
-    logits = apply_fn(posterior.mean, inputs).astype(covariance.dtype)
-    return _scaled(logits, *offsets_and_points(covariance), temperatures)
+    chunk_size: int | None,
+) -> tuple[Classification, Array]:
+    """Of few enough logits, by their covariances: one program, which is compiled once."""
+    reduce = covariances_and_outputs
+    jacobian = jacobian_of(apply_fn, posterior, inputs, reduce.spares)
+    covariance, alone = over_examples(reduce, jacobian, posterior, inputs, None, chunk_size)
+    logits = apply_fn(posterior.mean, inputs)
+    coupled = relative_change(logits, alone, logits)
+    integral = offsets_and_points(if_independent(covariance, coupled))
+    return _scaled(logits.astype(covariance.dtype), *integral, temperatures), coupled
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

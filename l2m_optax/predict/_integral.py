@@ -103,14 +103,17 @@ def over_offsets(mean: Array, offset_of: Callable[[Any], Array], points: PyTree)
     """
     mean = jnp.asarray(mean, statistics_dtype(mean))
     center = softmax_and_entropy(mean)
+    signs = jnp.array([1, -1], mean.dtype)
 
     def add(total: Moments, point: Any) -> tuple[Moments, None]:
         offset = offset_of(point).astype(mean.dtype)
-        # Differences from the center are added up: where there are none, nothing is rounded.
-        for logits in (mean + offset, mean - offset):
-            at = softmax_and_entropy(logits)
-            total = jax.tree.map(lambda t, a, c: t + (a - c), total, at, center)
-        return total, None
+
+        def add_one(total: Moments, sign: Array) -> tuple[Moments, None]:
+            at = softmax_and_entropy(mean + sign * offset)
+            # Differences from the center are added up: where there are none, nothing is rounded.
+            return jax.tree.map(lambda t, a, c: t + (a - c), total, at, center), None
+
+        return jax.lax.scan(add_one, total, signs)
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, center), points)
     number = 2 * len(jax.tree.leaves(points)[0])
@@ -124,13 +127,15 @@ def _root(covariance: Array) -> Array:
     Scaled to a diagonal of 1, so that one number, a bound of the rounding, makes all of them
     positive definite.
     """
-    variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)[..., None]
-    number, positive = covariance.shape[-1], variance > 0
+    number = covariance.shape[-1]
+    identity = np.eye(number, dtype=covariance.dtype)
+    variance = jnp.sum(jnp.where(identity > 0, covariance, 0), axis=-1, keepdims=True)
+    positive = variance > 0
     safe = jnp.sqrt(jnp.where(positive, variance, 1.0))  # a root of 0 has no derivative
     scale = jnp.where(positive, safe, 0.0)
     correlation = covariance / safe / jnp.swapaxes(safe, -1, -2)
     jitter = _ROUNDING * number * np.finfo(covariance.dtype).eps
-    return scale * jnp.linalg.cholesky(correlation + jitter * jnp.eye(number))
+    return scale * jnp.linalg.cholesky(correlation + jitter * identity)
 
 
 @functools.cache

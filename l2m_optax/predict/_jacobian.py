@@ -16,9 +16,9 @@ from l2m_optax.jacobians._factors import factors, run_perturbed, weights
 from l2m_optax.jacobians._program import Program, trace
 from l2m_optax.jacobians._reach import Reach, Reached, find_reach
 from l2m_optax.jacobians._uses import FullGradient, SingleUse, find_uses
-from l2m_optax.moments._basis import bases, over_leaves, rotate_into
+from l2m_optax.moments._basis import bases
 from l2m_optax.posterior._posterior import Posterior, free_mean
-from l2m_optax.predict._in_bases import in_bases
+from l2m_optax.predict._in_bases import use_in_basis, way_in_basis
 from l2m_optax.predict._outputs import check_outputs
 
 
@@ -26,8 +26,8 @@ class Jacobian(NamedTuple):
     """The Jacobian of one example's outputs, unevaluated.
 
     Attributes:
-      program: outputs of one example from the free leaves, in their bases.
-      uses: how the squared Jacobian of each of these leaves is computed.
+      program: outputs of one example from the free leaves.
+      uses: how the squared Jacobian of each of these leaves, in its basis, is computed.
       shape: of one example's outputs.
     """
 
@@ -45,12 +45,6 @@ class Jacobian(NamedTuple):
         """About how many numbers exist at a time for each example and cotangent."""
         sizes = [v.aval.size for e in self.program.jaxpr.eqns for v in e.outvars]
         return sum(use.size for use in self.uses) + max(sizes, default=0)
-
-
-def coordinates(posterior: Posterior) -> list[Array]:
-    """The means of the free leaves in the bases of the second moment."""
-    basis, mean = posterior.second_moment.basis, free_mean(posterior)
-    return jax.tree.leaves(over_leaves(rotate_into, basis, mean))
 
 
 def any_reach(reach: Reach) -> bool:
@@ -95,27 +89,17 @@ def jacobian_of(
         return jnp.ravel(outputs)
 
     example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], inputs))
-    held = bases(posterior.second_moment.basis, mean)
-    plain = trace(outputs_of, leaves, example)
-    program = in_bases(plain, held, coordinates(posterior), example)
-    ways = [find_reach(program, leaf) for leaf in program.jaxpr.invars[: len(leaves)]]
+    program = trace(outputs_of, leaves, example)
     found = find_uses(program, len(leaves))
-    if program is not plain:
-        found = [*map(_explained, found, find_uses(plain, len(leaves)))]
-    pairs = zip(ways, found, strict=True)
-    uses = [way if way is not None and spares(way) else use for way, use in pairs]
+    variables = program.jaxpr.invars[: len(leaves)]
+    uses: list[SingleUse | FullGradient | Reach] = []
+    for leaf, use, one in zip(
+        variables, found, bases(posterior.second_moment.basis, mean), strict=True
+    ):
+        way = way_in_basis(program.jaxpr, leaf, find_reach(program, leaf), one)
+        spared = way is not None and spares(way)
+        uses.append(way if spared else use_in_basis(program.jaxpr, leaf, use, one))
     return Jacobian(program, uses, shape[0])
-
-
-def _explained(
-    use: SingleUse | FullGradient, before: SingleUse | FullGradient
-) -> SingleUse | FullGradient:
-    """A use in bases, with the reason for a formed gradient that holds of the leaf itself."""
-    if isinstance(use, SingleUse):
-        return use
-    if isinstance(before, FullGradient):
-        return FullGradient(before.why, use.size)
-    return FullGradient("which its basis folds in another way", use.size)
 
 
 class Linearised(NamedTuple):
@@ -125,20 +109,23 @@ class Linearised(NamedTuple):
     over the leaves that need cotangents, and what is reached of the others.
 
     Attributes:
-      factors_of: the factors r(k) of any output k, one for each of these leaves.
+      factors_of: from the unit vector of any output k the factors r(k), one for each of these
+        leaves.
       weights: s, in their shapes.
       reached: what the outputs have of the other leaves.
+      outputs: of the example, flat.
     """
 
     factors_of: Callable[[Array], list[Array]]
     weights: list[Array]
     reached: list[Reached]
+    outputs: Array
 
 
 def at(
     jacobian: Jacobian, leaves: Sequence[Array], variances: Sequence[Array], example: PyTree
 ) -> Linearised:
-    """The Jacobian at one example, from the free leaves and their variances, in their bases."""
+    """The Jacobian at one example, from the free leaves and their variances in their bases."""
     program, uses = jacobian.program, jacobian.uses
     outputs, pull, residuals = jax.vjp(
         lambda perturbations: run_perturbed(
@@ -152,18 +139,16 @@ def at(
     through: list[Any] = [uses[i] for i in pulled]
     kept = [residuals[i] for i in pulled]
 
-    def factors_of(k: Array) -> list[Array]:
-        # An index out of range, which cannot be refused under `jit`, gives NaN.
-        unit = jax.nn.one_hot(k, outputs.size, dtype=outputs.dtype)
-        unit += jnp.where((k >= 0) & (k < outputs.size), 0.0, jnp.nan)
+    def factors_of(unit: Array) -> list[Array]:
         # On meshes with explicit axes the sharding is part of the type: that of the outputs.
-        (cotangents,) = pull(jnp.zeros_like(outputs) + unit)
+        (cotangents,) = pull(jnp.zeros_like(outputs) + unit.astype(outputs.dtype))
         return factors(through, [cotangents[i] for i in pulled], kept)
 
     return Linearised(
         factors_of,
         weights(through, [variances[i] for i in pulled], kept),
         [use.reached(v, operands) for use, v, operands in triples if isinstance(use, Reach)],
+        outputs,
     )
 
 

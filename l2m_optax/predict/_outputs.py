@@ -53,9 +53,9 @@ def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     What is computed one example at a time needs them to be the same.
     """
     few = jax.tree.map(lambda x: x[:_FEW], inputs)
-    together = apply_fn(posterior.mean, few)
     alone = jax.vmap(lambda x: apply_fn(posterior.mean, jax.tree.map(lambda y: y[None], x))[0])(few)
-    return _relative_change(together, alone, together)
+    together = apply_fn(posterior.mean, few)
+    return relative_change(together, alone, together)
 
 
 def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
@@ -78,7 +78,7 @@ def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     few = min(_FEW, len(jax.tree.leaves(inputs)[0]))
     if both.shape[1:2] != (few,):
         return jnp.zeros(())
-    return _relative_change(both[0, 0], both[1, 0], both[0])
+    return relative_change(both[0, 0], both[1, 0], both[0])
 
 
 def _with_others_replaced(inputs: PyTree) -> PyTree:
@@ -88,7 +88,8 @@ def _with_others_replaced(inputs: PyTree) -> PyTree:
     return jax.tree.map(lambda *x: jnp.stack(x), few, alike)
 
 
-def _relative_change(before: Array, after: Array, scale: Array) -> Array:
+def relative_change(before: Array, after: Array, scale: Array) -> Array:
+    """The largest change of an output, relative to the largest output."""
     # A spread of 0, of one example or of equal ones, may have been divided by.
     after = jnp.where(jnp.isnan(after) & ~jnp.isnan(before), jnp.inf, after)
     return jnp.max(jnp.abs(before - after), initial=0) / jnp.max(jnp.abs(scale), initial=0)

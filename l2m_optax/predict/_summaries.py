@@ -147,12 +147,16 @@ def classification(logit_samples: ArrayLike) -> Classification:
 
 def softmax_and_entropy(logits: Array) -> tuple[Array, Array]:
     """The probabilities of logits, shape (..., K), and their entropy, shape (...)."""
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    # With s the sum of exp(z), the entropy Σ p (log s - z) is log s - Σ p z.
+    z = logits - jnp.max(logits, axis=-1, keepdims=True)
+    exps = jnp.exp(z)
+    total = jnp.sum(exps, axis=-1, keepdims=True)
     # XLA on CPU can lose a NaN that is a constant of the network in an exp fused with it.
     sound = ~jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
-    probs = jnp.where(sound, jnp.exp(log_probs), jnp.nan)
-    # exp underflows to 0 where log_probs is very negative, and 0 * -inf would be NaN.
-    return probs, -jnp.sum(jnp.where(probs == 0, 0.0, probs * log_probs), axis=-1)
+    probs = jnp.where(sound, exps / total, jnp.nan)
+    # exp underflows to 0 where z is very negative, and 0 * -inf would be NaN.
+    mean = jnp.sum(jnp.where(probs == 0, 0.0, probs * z), axis=-1)
+    return probs, jnp.log(total[..., 0]) - mean
 
 
 def split(probs: Array, aleatoric: Array) -> Classification:

@@ -19,13 +19,13 @@ from l2m_optax._support.checks import (
 )
 from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks, side_by_side
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.jacobians._reach import Reach
-from l2m_optax.posterior._posterior import Posterior, free_variance
+from l2m_optax.jacobians._reach import Reach, Reached, identity
+from l2m_optax.posterior._posterior import Posterior, free_mean, free_variance
 from l2m_optax.predict._jacobian import (
+    Jacobian,
     Linearised,
     any_reach,
     at,
-    coordinates,
     explained,
     jacobian_of,
     separate_reach,
@@ -83,7 +83,7 @@ def output_variance(
       >>> l2m.output_variance(lambda w, x: x @ w, posterior, jnp.ones((1, 3)))
       Array([[1., 1.]], dtype=float32)
     """
-    return _over_inputs(_variances, apply_fn, posterior, inputs, outputs, chunk_size)
+    return _over_inputs(variances, apply_fn, posterior, inputs, outputs, chunk_size)
 
 
 def output_covariance(
@@ -121,53 +121,78 @@ def output_covariance(
       Array([[[1., 2.],
               [2., 4.]]], dtype=float32)
     """
-    return _over_inputs(_covariances, apply_fn, posterior, inputs, outputs, chunk_size)
+    return _over_inputs(covariances, apply_fn, posterior, inputs, outputs, chunk_size)
 
 
 class Reduce(NamedTuple):
     """What is made of the Jacobian at an example.
 
     Attributes:
-      of_example: ``of_example(linearised, chosen, width)``: a number, or a row of them, for each of
-        the chosen outputs, of which `width` are taken side by side.
+      of_example: ``of_example(linearised, chosen, size, width)``: a number, or a row of them, for
+        each of the chosen outputs, or of all `size`, of which `width` are taken side by side; or a
+        tree of these.
       spares: which leaves need no cotangents for it.
       of_pairs: whether it has a row for each output, even where no leaf needs cotangents.
     """
 
-    of_example: Callable[[Linearised, Array, int], Array]
+    of_example: Callable[[Linearised, Array | None, int, int], PyTree]
     spares: Callable[[Reach], bool]
     of_pairs: bool
 
 
-def _variance(linearised: Linearised, chosen: Array, width: int) -> Array:
-    factors_of, weights, reached = linearised
+def _variance(linearised: Linearised, chosen: Array | None, size: int, width: int) -> Array:
+    factors_of, weights, *_ = linearised
 
-    def pulled(k: Array) -> Array:
-        parts = zip(factors_of(k), weights, strict=True)
+    def pulled(unit: Array) -> Array:
+        parts = zip(factors_of(unit), weights, strict=True)
         # A product and a sum become one loop; `vdot` does not where r is a product itself.
         return _sum([jnp.sum(jnp.square(r) * s) for r, s in parts])
 
-    through = [over_chunks(pulled, chosen, width)] if weights else []
-    return _sum([*through, *(part.at(chosen).variance() for part in reached)])
+    through = [_over_units(pulled, chosen, size, width)] if weights else []
+    return _sum([*through, *(part.variance() for part in _reached(linearised, chosen))])
 
 
-def _covariance(linearised: Linearised, chosen: Array, width: int) -> Array:
-    factors_of, weights, reached = linearised
+def _covariance(linearised: Linearised, chosen: Array | None, size: int, width: int) -> Array:
+    factors_of, weights, *_ = linearised
 
     def pulled(r: Array, s: Array) -> Array:
-        flat = r.reshape(len(chosen), -1)
+        flat = r.reshape(len(r), -1)
         return (flat * jnp.ravel(s)) @ flat.T
 
-    factors = over_chunks(factors_of, chosen, width) if weights else []
-    return _sum([*map(pulled, factors, weights), *(p.at(chosen).covariance() for p in reached)])
+    factors = _over_units(factors_of, chosen, size, width) if weights else []
+    reached = (part.covariance() for part in _reached(linearised, chosen))
+    return _sum([*map(pulled, factors, weights), *reached])
+
+
+def _over_units(
+    f: Callable[[Array], PyTree], chosen: Array | None, size: int, width: int
+) -> PyTree:
+    """A function of the unit vector of each output; of all, they are the same for all examples."""
+    if chosen is None and width >= size:
+        return over_chunks(f, identity(size), width)
+    indices = jnp.arange(size) if chosen is None else chosen
+    return over_chunks(lambda k: f(jax.nn.one_hot(k, size, dtype=bool)), indices, width)
+
+
+def _reached(linearised: Linearised, chosen: Array | None) -> Sequence[Reached]:
+    return [part if chosen is None else part.at(chosen) for part in linearised.reached]
 
 
 def _sum(parts: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
-_variances = Reduce(_variance, any_reach, of_pairs=False)
-_covariances = Reduce(_covariance, separate_reach, of_pairs=True)
+variances = Reduce(_variance, any_reach, of_pairs=False)
+
+
+def _covariance_and_outputs(
+    linearised: Linearised, chosen: Array | None, size: int, width: int
+) -> tuple[Array, Array]:
+    return _covariance(linearised, chosen, size, width), linearised.outputs
+
+
+covariances = Reduce(_covariance, separate_reach, of_pairs=True)
+covariances_and_outputs = Reduce(_covariance_and_outputs, separate_reach, of_pairs=True)
 
 
 def _over_inputs(
@@ -202,22 +227,43 @@ def _compiled(
 ) -> tuple[Array, int, Array]:
     jacobian = jacobian_of(apply_fn, posterior, inputs, reduce.spares)
     number, size = len(jax.tree.leaves(inputs)[0]), math.prod(jacobian.shape)
-    shape, chosen = jacobian.shape, jnp.broadcast_to(jnp.arange(size), (number, size))
-    if outputs is not None:
-        chosen = _chosen(jnp.asarray(outputs), jacobian.shape, number)
-        shape = chosen.shape[1:]
-    rows = chosen.shape[1] if jacobian.pulled or reduce.of_pairs else 1
-    chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
-    leaves, variances = coordinates(posterior), jax.tree.leaves(free_variance(posterior))
-
-    def one(example_and_chosen: tuple[PyTree, Array]) -> Array:
-        example, chosen = example_and_chosen
-        return reduce.of_example(at(jacobian, leaves, variances, example), chosen, width)
-
-    reduced = over_chunks(one, (inputs, chosen), chunk)
-    reduced = reduced.reshape(number, *shape * (reduced.ndim - 1))
+    chosen = None if outputs is None else _chosen(jnp.asarray(outputs), jacobian.shape, number)
+    reduced: Array = over_examples(reduce, jacobian, posterior, inputs, chosen, chunk_size)
+    if chosen is not None:
+        reduced = _in_range(reduced, (chosen >= 0) & (chosen < size))
+    shape = jacobian.shape if chosen is None else chosen.shape[1:]
     coupled = coupling(apply_fn, posterior, inputs)
+    reduced = reduced.reshape(number, *shape * (reduced.ndim - 1))
     return if_independent(reduced, coupled), size, coupled
+
+
+def over_examples(
+    reduce: Reduce,
+    jacobian: Jacobian,
+    posterior: Posterior,
+    inputs: PyTree,
+    chosen: Array | None,
+    chunk_size: int | None,
+) -> PyTree:
+    """What is made of the Jacobian at each input, for some outputs of each, (N, k), or for all."""
+    number, size = len(jax.tree.leaves(inputs)[0]), math.prod(jacobian.shape)
+    wanted = size if chosen is None else chosen.shape[1]
+    rows = wanted if jacobian.pulled or reduce.of_pairs else 1
+    chunk, width = _chunks(jacobian.entries, rows, number, chunk_size)
+    leaves, along = (jax.tree.leaves(f(posterior)) for f in (free_mean, free_variance))
+
+    def one(example_and_chosen: tuple[PyTree, Array | None]) -> PyTree:
+        example, chosen = example_and_chosen
+        return reduce.of_example(at(jacobian, leaves, along, example), chosen, size, width)
+
+    return over_chunks(one, (inputs, chosen), chunk)
+
+
+def _in_range(reduced: Array, inside: Array) -> Array:
+    """NaN for an index out of range, which cannot be refused under `jit`."""
+    if reduced.ndim > inside.ndim:
+        inside = inside[:, :, None] & inside[:, None, :]
+    return jnp.where(inside, reduced, jnp.nan)
 
 
 def _chunks(entries: int, outputs: int, inputs: int, chunk_size: int | None) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """What is saved is derived from the posterior: fields that do not exist yet come back too."""
 
+import re
 import sys
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +88,47 @@ def test_fields_of_a_later_version_come_back(form, later, tmp_path):
     posterior = wider(params, Basis(jnp.ones((4, 4)), jnp.ones((2, 5), jnp.bfloat16)))
     save(tmp_path / "posterior", posterior)
     assert_same(load(tmp_path / "posterior", like=params), posterior)
+
+
+def earlier(x, *without):
+    """A NamedTuple as a version saved it in which some fields did not exist."""
+    kept = [field for field in x._fields if field not in without]
+    return namedtuple(type(x).__name__, kept)(*(getattr(x, field) for field in kept))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_fields_that_did_not_exist_have_their_defaults(form, tmp_path):
+    save, load = FORMATS[form]
+    params = network_params(jax.random.key(0))
+    posterior = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
+    later = [f for f in l2m.SecondMoment._field_defaults if f != "weight"]
+    assert "basis" in later
+    old = earlier(posterior, "num_data")._replace(
+        second_moment=earlier(posterior.second_moment, *later)
+    )
+    save(tmp_path / "posterior", old)
+    expected = posterior._replace(
+        num_data=None,
+        second_moment=l2m.SecondMoment(
+            posterior.second_moment.nu, weight=posterior.second_moment.weight
+        ),
+    )
+    assert_same(load(tmp_path / "posterior", like=params), expected)
+
+
+@pytest.mark.parametrize("field", ["temperature", "second_moment.nu"])
+def test_a_field_without_a_default_is_asked_for(field, tmp_path):
+    params = network_params(jax.random.key(0))
+    posterior = l2m.laplace(params, moment_of(params), num_data=50, batch_size=5)
+    *inside, last = field.split(".")
+    old = (
+        posterior._replace(second_moment=earlier(posterior.second_moment, last))
+        if inside
+        else earlier(posterior, last)
+    )
+    checkpoint.save_safetensors(tmp_path / "posterior", old)
+    with pytest.raises(ValueError, match=re.escape(field) + ".*no such leaf"):
+        checkpoint.load_safetensors(tmp_path / "posterior", like=params)
 
 
 @pytest.mark.parametrize("form", FORMATS)

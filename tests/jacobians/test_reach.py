@@ -108,7 +108,7 @@ def spared(apply_fn, posterior, inputs, kind):
 def test_variances_and_covariances_are_those_of_the_dense_jacobian(name):
     apply_fn, params, inputs, *expected = CASES[name]
     posterior = weighted(dict(sorted(params.items())))
-    for kind, leaves in zip((module._variances, module._covariances), expected, strict=True):
+    for kind, leaves in zip((module.variances, module.covariances), expected, strict=True):
         assert spared(apply_fn, posterior, inputs, kind) == set(leaves)
     dense = dense_covariance(apply_fn, posterior, inputs)
     covariance = l2m.output_covariance(apply_fn, posterior, inputs)
@@ -127,7 +127,7 @@ def bytes_used(apply_fn, number, positions=(), **arguments):
     posterior = weighted({"w": jnp.zeros((WIDTH, OUTPUTS))})
     inputs = jax.ShapeDtypeStruct((number, *positions, WIDTH), jnp.float32)
     outputs = arguments.get("outputs")
-    lowered = module._compiled.lower(module._variances, apply_fn, posterior, inputs, outputs, None)
+    lowered = module._compiled.lower(module.variances, apply_fn, posterior, inputs, outputs, None)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

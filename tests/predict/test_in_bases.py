@@ -150,7 +150,7 @@ CASES = {
         basis(None, 5),
         IMAGES,
         lambda w, x: jnp.tanh(convolved(w, x, padding="VALID"))[:, 0, 0],
-        "factorised in dot_general",
+        "factorised in conv_general_dilated",
     ),
     "embedding": (
         (7, 2),

@@ -186,7 +186,7 @@ def temporaries(posterior, number, outputs, chunk_size):
 
     inputs = jax.ShapeDtypeStruct((number, 4), jnp.float32)
     lowered = module._compiled.lower(
-        module._variances, apply_fn, posterior, inputs, None, chunk_size
+        module.variances, apply_fn, posterior, inputs, None, chunk_size
     )
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
