@@ -44,7 +44,7 @@ def add_links(app, doctree, page):
     if page.startswith("generated/") or page == "changelog":
         return
     link_names(app, doctree, page)
-    if page != GLOSSARY and GLOSSARY in app.env.all_docs:
+    if page not in (GLOSSARY, "api") and GLOSSARY in app.env.all_docs:
         link_words(app, doctree, page)
 
 
