@@ -64,9 +64,12 @@ def write(name: str, tables: Mapping[str, Table], seeds: str) -> None:
 def markdown(record: Mapping[str, Any], heads: Collection[str] | None = None) -> str:
     """The tables with these headings, all of them by default; the best figure is bold."""
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    about = f"{record['machine']}; {versions}; {record['seeds']}. The best figure is bold."
+    about = f"{record['machine']}; {versions}; {record['seeds']}."
     chosen = {head: t for head, t in record["tables"].items() if heads is None or head in heads}
-    return "\n\n".join([about, *tables(chosen)]) + "\n"
+    parts = tables(chosen)
+    if any("| **" in part for part in parts):
+        about += " The best figure is bold."
+    return "\n\n".join([about, *parts]) + "\n"
 
 
 def tables(chosen: Mapping[str, Table]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 
 from docutils import nodes
 
-GLOSSARY = "glossary"
+GLOSSARY, KINDS = "glossary", ("class", "function")
 WORDS = {
     "mode": "mode",
     "NLL": "NLL",
@@ -44,7 +44,7 @@ def add_links(app, doctree, page):
     if page.startswith("generated/") or page == "changelog":
         return
     link_names(app, doctree, page)
-    if page != GLOSSARY and GLOSSARY in app.env.all_docs:
+    if page not in (GLOSSARY, "api") and GLOSSARY in app.env.all_docs:
         link_words(app, doctree, page)
 
 
@@ -65,7 +65,7 @@ def documented(objects):
     names = {}
     for full, entry in objects.items():
         parts = full.split(".")[1:]
-        if entry.docname.startswith("generated/") and parts and parts[-1][0] != "_":
+        if entry.docname.startswith("generated/") and entry.objtype in KINDS:
             names.setdefault(parts[-1], entry)
             names[".".join(parts)] = entry
     return names

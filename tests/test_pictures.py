@@ -29,6 +29,12 @@ def test_a_page_has_the_recorded_results(page):
     assert text == summary.replaced(text), "run python docs/make_readme.py"
 
 
+def test_four_rows_of_results_have_a_best():
+    _, _, *rows = summary.table().splitlines()
+    assert len(rows) == 4
+    assert all("**" in row for row in rows)
+
+
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="where the table goes"):
         summary.replaced("no marks")
