@@ -22,14 +22,20 @@
 # have 16 hidden units. It takes less than a minute.
 
 # %%
-import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"], check=True
-    )
+needs, extra = ("l2m_optax", "matplotlib", "numpyro"), "notebooks"
+
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
 
 # %%
 import time
@@ -46,6 +52,7 @@ from scipy.stats import norm
 import l2m_optax as l2m
 
 HIDDEN, NOISE, BATCH, STEPS = 16, 0.2, 16, 6_000
+DRAWS = 500  # of HMC, and as many to warm up
 
 rng = np.random.default_rng(0)
 x = np.concatenate([rng.uniform(-3.0, -0.8, 75), rng.uniform(1.0, 3.0, 75)])[:, None]
@@ -78,9 +85,12 @@ def mask(key, rows, drop):
     return jax.random.bernoulli(key, 1 - drop, (rows, HIDDEN)) / (1 - drop)
 
 
-def train(key, drop=0.0):
+tx = optax.adam(optax.cosine_decay_schedule(3e-2, STEPS))
+
+
+@jax.jit
+def train(key, drop):
     start, batches, masks = jax.random.split(key, 3)
-    tx = optax.adam(optax.cosine_decay_schedule(3e-2, STEPS))
 
     def step(carry, keys):
         params, opt_state = carry
@@ -96,10 +106,10 @@ def train(key, drop=0.0):
 
     keys = jnp.stack([jax.random.split(batches, STEPS), jax.random.split(masks, STEPS)], axis=1)
     params = initial(start)
-    return tx, *jax.lax.scan(step, (params, tx.init(params)), keys)[0]
+    return jax.lax.scan(step, (params, tx.init(params)), keys)[0]
 
 
-tx, params, opt_state = jax.block_until_ready(train(jax.random.key(0)))
+params, opt_state = train(jax.random.key(0), 0.0)
 
 # %% [markdown]
 # ## L2M
@@ -149,8 +159,8 @@ def summary(outputs, variance=noise):
 def with_hmc():
     mcmc = MCMC(
         NUTS(potential_fn=negative_log_posterior, max_tree_depth=8),
-        num_warmup=500,
-        num_samples=500,
+        num_warmup=DRAWS,
+        num_samples=DRAWS,
         progress_bar=False,
     )
     mcmc.run(jax.random.key(1), init_params=params)
@@ -184,13 +194,14 @@ def with_full_matrix():
 
 
 def with_ensemble():
-    members = jax.vmap(lambda key: train(key)[1])(jax.random.split(jax.random.key(2), 5))
+    keys = jax.random.split(jax.random.key(2), 5)
+    members = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(train(key, 0.0)[0] for key in keys))
     predict = jax.vmap(network, (0, None))
     return summary(predict(members, line), jnp.mean((predict(members, x) - y) ** 2))
 
 
 def with_dropout(drop=0.1, draws=200):
-    params = train(jax.random.key(3), drop)[1]
+    params, _ = train(jax.random.key(3), drop)
 
     def predict(x, key):
         masks = jax.vmap(lambda key: mask(key, 1, drop))(jax.random.split(key, draws))

@@ -21,14 +21,20 @@
 # takes less than a minute.
 
 # %%
-import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"], check=True
-    )
+needs, extra = ("l2m_optax", "matplotlib", "sklearn"), "demo"
+
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
 
 # %%
 import jax

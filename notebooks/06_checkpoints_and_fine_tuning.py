@@ -20,18 +20,23 @@
 # little data, with a prior around what it was. It takes less than a minute.
 
 # %%
-import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"], check=True
-    )
+needs, extra = ("l2m_optax", "flax", "matplotlib", "orbax", "sklearn"), "notebooks"
+
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
 
 # %%
 import tempfile
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -62,7 +67,7 @@ labels = labels.astype(np.int32)
 x, y, x_test, y_test = images[:1000], labels[:1000], images[1000:], labels[1000:]
 
 model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(10)])
-BATCH, STEPS = 20, 3_000
+BATCH, STEPS, STEPS_NEW = 20, 3_000, 2_000
 
 
 @jax.jit
@@ -138,8 +143,8 @@ print("restored as it was:", all(jax.tree.leaves(same)))
 # %%
 few = 100
 x_new, y_new = x[:few, ::-1], y[:few]
-tx_new = optax.adam(optax.cosine_decay_schedule(1e-3, 2_000))
-tuned = train(state.params, tx_new, x_new, y_new, 2_000)
+tx_new = optax.adam(optax.cosine_decay_schedule(1e-3, STEPS_NEW))
+tuned = train(state.params, tx_new, x_new, y_new, STEPS_NEW)
 moment = l2m.second_moment(tuned.opt_state, tuned.params, tx=tx_new)
 
 print(f"{'on images upside down':32}{'accuracy':>10}{'NLL':>8}{'ECE':>8}")
