@@ -15,11 +15,11 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/02_regression_with_a_gap.ipynb)
 #
-# A curve is seen on both sides of a gap, with noise. What should a small network say inside the
-# gap? Hamiltonian Monte Carlo (NUTS) answers exactly, given the network, the prior and the noise,
-# and is the reference here. Beside it stand L2M, which reads Adam's state; Laplace's approximation
-# with the full matrix of curvature; an ensemble of five networks; and Monte Carlo dropout. All
-# have 16 hidden units. It takes less than a minute.
+# There are noisy points of a curve on both sides of a gap. What should a small network say inside the gap? Hamiltonian
+# Monte Carlo (HMC) draws from the exact posterior, given the network, the prior and the noise. It is the reference
+# here. Four other methods are compared with it: L2M, which reads Adam's state; a Laplace approximation with the full
+# matrix of curvature; an ensemble of five networks; and Monte Carlo dropout. All networks have 16 hidden units. It
+# takes less than a minute.
 
 # %%
 import subprocess
@@ -63,8 +63,8 @@ line = np.linspace(-4.0, 4.0, 201, dtype=np.float32)[:, None]
 # %% [markdown]
 # ## The network and its training
 #
-# Plain functions, Adam, a rate that falls to zero. `drop` is the share of hidden units left out at
-# random, 0 for all but dropout.
+# Plain functions, Adam, and a learning rate that falls to zero. `drop` is the share of hidden units that are left out
+# at random. It is 0 for all methods but dropout.
 
 
 # %%
@@ -114,8 +114,7 @@ params, opt_state = train(jax.random.key(0), 0.0)
 # %% [markdown]
 # ## L2M
 #
-# Three lines. The noise and the prior come from the evidence; nothing else looks at the data again.
-# `regress` needs no draws.
+# Three lines. The evidence chooses the noise and the prior. `regress` needs no draws.
 
 # %%
 predictions, seconds = {}, {}
@@ -143,7 +142,7 @@ print(f"noise {float(noise) ** 0.5:.3f} (the truth is {NOISE}), prior precision 
 # %% [markdown]
 # ## The reference: HMC
 #
-# The same network, noise and prior; only the approximation is gone.
+# The same network, noise and prior, without the approximation.
 
 
 # %%
@@ -240,7 +239,8 @@ for name, prediction in predictions.items():
     print(f"{name:22}{distance[gap].mean():14.2f}{distance[seen].mean():8.2f}{seconds[name]:10.1f}")
 
 # %%
-figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), sharex=True, sharey=True, layout="constrained")
+plt.rcParams["font.size"] = 14
+figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), sharex=True, sharey=True, layout="constrained")
 for ax, (name, prediction) in zip(axes.flat, predictions.items(), strict=False):
     mean = np.asarray(prediction.mean[:, 0])
     for variance, color, label in (
@@ -253,16 +253,15 @@ for ax, (name, prediction) in zip(axes.flat, predictions.items(), strict=False):
     ax.plot(line[:, 0], np.sin(1.5 * line[:, 0]), color="black", ls=":", label="truth")
     ax.scatter(x, y, s=8, color="#D55E00", zorder=3, label="data")
     ax.set(ylim=(-3.2, 3.2), xlim=(-4, 4), title=name)
+    ax.set(xlabel="x" if ax in axes[1] else "", ylabel="y" if ax in axes[:, 0] else "")
 axes[-1, -1].axis("off")
-axes[-1, -1].legend(
-    *axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=12, frameon=False
-)
+axes[-1, -1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+figure.suptitle("L2M is uncertain in the gap, as HMC is; dropout hardly knows of it", fontsize=18)
 plt.show()
 
 # %% [markdown]
-# HMC opens up in the gap and past the ends. L2M opens in the gap too, at no cost beyond training.
-# Its weights vary independently, so that it is less unsure in the middle than the full matrix, and
-# it stays too sure past the ends, where the hidden units are saturated and a linearised network
-# has little to say. The full matrix has the same fault there, and overshoots in the gap. The
-# ensemble's members were pulled the same way by the data and agree even where there are none;
-# dropout's band hardly knows where the data are.
+# The band of HMC widens in the gap and past the ends. That of L2M widens in the gap too, at no cost beyond training. In
+# the middle it is narrower than that of the full matrix, because its weights vary independently. **Past the ends L2M is
+# too certain**: the hidden units are saturated there, and a linearised network hardly changes with its weights. The
+# full matrix has the same fault there, and is too wide in the gap. The members of the ensemble agree even where there
+# are no data. The band of dropout hardly depends on where the data are.

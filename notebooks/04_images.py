@@ -184,14 +184,14 @@ for name, p in on_test.items():
 plt.rcParams["font.size"] = 14
 COLORS = {"network alone": "#D55E00", "L2M": "#0072B2"}
 
-figure, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 5.2), layout="constrained")
 ax.plot([0.3, 1], [0.3, 1], ":", color="gray", label="perfect")
 for name, p in on_test.items():
     curve = metrics.reliability_curve(p.probs, y_test, num_bins=10)
     full = np.asarray(curve.size) > 30  # bins with more than 30 images
     ax.plot(curve.confidence[full], curve.accuracy[full], "o-", color=COLORS[name], label=name)
 ax.set(xlabel="confidence of the prediction", ylabel="share that is right")
-ax.set_title("With L2M, 80% sure means 80% right", fontsize=18)
+ax.set_title("With L2M the confidence is close to the share that is right", fontsize=17)
 ax.legend()
 plt.show()
 
@@ -224,20 +224,20 @@ plt.show()
 # the images. To hand over images of known classes, sort by the network alone.
 
 # %%
-figure, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 5.2), layout="constrained")
 for name, p in on_test.items():
     curve = metrics.risk_coverage_curve(p.total, wrong[name])
     most = np.asarray(curve.coverage) > 0.05  # shares of a few images are noise
     label = f"{name}, AURC {metrics.aurc(p.total, wrong[name]):.3f}"
     ax.plot(curve.coverage[most], curve.risk[most], lw=2.5, color=COLORS[name], label=label)
 ax.set(xlabel="share of the images that is answered", ylabel="share of the answers that is wrong")
-ax.set_title("To choose what to answer, L2M is no better", fontsize=18)
+ax.set_title("Here L2M loses: the network alone sorts its images better", fontsize=17)
 ax.legend()
 plt.show()
 
 # %% [markdown]
-# With either order, a threshold that is chosen on the validation images keeps what it promises on the test images:
-# one answer in twenty is wrong.
+# A threshold that is chosen on the validation images, so that one answer in twenty is wrong there, holds on the test
+# images about as well, with either order:
 
 # %%
 for name, p in on_test.items():

@@ -15,10 +15,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/07_many_devices.ipynb)
 #
-# The second moment is sharded as the parameters are, so the posterior is too. There is no function
-# for it: what works on one device works on eight, moves nothing, and draws the same numbers. Here the
-# eight are virtual and share one processor; the code is that of a TPU slice. It takes less than a
-# minute.
+# The second moment is sharded as the parameters are, and so is the posterior. This needs no function of its own: the
+# same calls work on one device and on eight, and draw the same numbers. Here the eight devices are virtual and share one
+# processor. The code is that of a TPU slice. It takes less than a minute.
 
 # %%
 import subprocess
@@ -92,10 +91,10 @@ def initial(key):
 
 
 # %% [markdown]
-# ## Training, as ever
+# ## Train as always
 #
-# Parameters are made in their shards; Adam's state follows them, and batches are split over `data`.
-# (Waiting for each step is for virtual devices, whose queued steps can block one another.)
+# Parameters are made in their shards, and so is Adam's state. Batches are split over `data`. (The loop waits for each
+# step because virtual devices can block one another.)
 
 # %%
 BATCH, STEPS = 40, 2_100
@@ -123,7 +122,7 @@ for _ in range(STEPS * BATCH // len(x)):
 # %% [markdown]
 # ## The posterior lies where the parameters lie
 #
-# Nothing is gathered: its arrays are the optimizer's. Draws are made on the device that keeps them.
+# Nothing is gathered. Each device makes its part of the draws.
 
 # %%
 posterior = l2m.laplace(params, opt_state, tx=tx, num_data=len(x), batch_size=BATCH)
@@ -149,9 +148,10 @@ def devices_of(array):
 
 
 plt.rcParams["font.size"] = 14
+colors = plt.get_cmap("viridis", 4)
 figure, axes = plt.subplots(1, 3, figsize=(9, 5), sharey=True, layout="constrained")
 for ax, (name, array) in zip(axes, arrays.items(), strict=True):
-    picture = ax.imshow(devices_of(array), aspect="auto", cmap="viridis", vmin=-0.5, vmax=3.5)
+    picture = ax.imshow(devices_of(array), aspect="auto", cmap=colors, vmin=-0.5, vmax=3.5)
     ax.set(title=name, xlabel="output")
 axes[0].set_ylabel("hidden unit")
 figure.colorbar(picture, ax=axes, label="device", ticks=range(4))

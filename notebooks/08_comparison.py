@@ -271,8 +271,8 @@ for name, scores in rows.items():
 # ## The picture
 
 # %%
-plt.rcParams["font.size"] = 13
-figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+plt.rcParams["font.size"] = 14
+figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
 for place, (name, runs) in enumerate(reversed(probs.items())):
     values = [float(metrics.negative_log_likelihood(run, y_test)) for run in runs]
     color = "#0072B2" if "L2M" in name else "#D55E00"
@@ -280,6 +280,6 @@ for place, (name, runs) in enumerate(reversed(probs.items())):
 ax.set_yticks(range(len(probs)), list(probs)[::-1])
 ax.set(xlabel="test NLL in nats (lower is better), one dot a network")
 ax.grid(axis="y", alpha=0.3)
-figure.suptitle("Validation data help most, and an ensemble adds to them", fontsize=14)
+figure.suptitle("Validation data help most, and an ensemble adds to them", fontsize=18)
 Path("outputs").mkdir(exist_ok=True)
 figure.savefig("outputs/comparison.png", dpi=110)
