@@ -1,5 +1,7 @@
 """How Sphinx makes the documentation: `make docs`, in which a warning is an error."""
 
+import base64
+import json
 import re
 import shutil
 import sys
@@ -17,6 +19,17 @@ import l2m_optax  # noqa: E402
 # The notebooks live beside their data, for Colab and for `make demo`; Sphinx wants them below.
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
 make_pictures.main()
+
+
+def _pictures(notebook):
+    """The pictures of a notebook, in their order, as base64."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    shown = (output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
+    return [data["image/png"] for data in shown if "image/png" in data]
+
+
+for notebook in sorted((HERE / "notebooks").glob("*.ipynb")):  # for gallery.md
+    notebook.with_suffix(".png").write_bytes(base64.b64decode(_pictures(notebook)[0]))
 
 project = "l2m_optax"
 author = "The l2m-optax contributors"

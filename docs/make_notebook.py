@@ -13,7 +13,12 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def main(script: Path) -> None:
     notebook = jupytext.read(script)
     notebook.metadata = nbformat.NotebookNode(kernelspec=KERNEL)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": script.parent}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=1_800,
+        coalesce_streams=True,  # what a cell prints is one output
+        resources={"metadata": {"path": script.parent}},
+    ).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # by chance otherwise, so that nothing changed would be a change
         cell.metadata = nbformat.NotebookNode()

@@ -15,19 +15,25 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/03_two_moons.ipynb)
 #
-# A classifier with rectified units grows surer the further an input lies from all it has seen: its
-# logits grow in a straight line. Their uncertainty under a posterior grows as fast, which bounds
-# the confidence. It takes less than a minute.
+# A classifier with rectified units becomes more certain the further an input lies from all that it has seen. Its
+# logits grow in a straight line. Under a posterior the uncertainty of the logits grows as fast, and this limits the
+# confidence. It takes less than a minute.
 
 # %%
-import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"], check=True
-    )
+needs, extra = ("l2m_optax", "flax", "matplotlib", "sklearn"), "demo"
+
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
 
 # %%
 import flax.linen as nn
@@ -45,10 +51,10 @@ TRAIN, BATCH, STEPS = 500, 32, 3_000
 
 x, y = make_moons(TRAIN + 200, noise=0.2, random_state=0)
 x, y = x.astype(np.float32), y.astype(np.int32)
-x_train, x_val, y_train, y_val = x[:TRAIN], x[TRAIN:], y[:TRAIN], y[TRAIN:]
+x_train, x_test, y_train, y_test = x[:TRAIN], x[TRAIN:], y[:TRAIN], y[TRAIN:]
 
 # %% [markdown]
-# ## Training, as ever
+# ## Train as always
 
 # %%
 model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(32), nn.relu, nn.Dense(2)])
@@ -79,76 +85,78 @@ def train(key):
 params, opt_state = train(jax.random.key(0))
 
 # %% [markdown]
-# ## Three lines
+# ## Two lines
 #
-# The last layer for a classifier without validation data; all layers, with the temperature that 200
-# validation examples ask for; and five networks for comparison.
+# A posterior over the last layer. The evidence chooses its prior, so that no validation data are needed. For
+# comparison, an ensemble: five more networks.
 
 # %%
-whole = l2m.laplace(params, opt_state, tx=tx, num_data=TRAIN, batch_size=BATCH)
-last, _ = l2m.fit_prior_precision(l2m.restrict(whole, "layers_4"))
+posterior = l2m.laplace(params, opt_state, tx=tx, num_data=TRAIN, batch_size=BATCH)
+posterior, _ = l2m.fit_prior_precision(l2m.restrict(posterior, "layers_4"))
 
-whole, _ = l2m.fit_prior_precision(whole)
-whole, tuned = l2m.tune(apply_fn, whole, x_val, y_val)
-print(f"temperature over all layers: {float(tuned.value):.3g}")
-
-members, _ = jax.vmap(train)(jax.random.split(jax.random.key(1), 5))
+members = [train(key)[0] for key in jax.random.split(jax.random.key(1), 5)]
 
 # %%
 side = np.linspace(-4.0, 5.0, 121, dtype=np.float32)
 grid = np.stack(np.meshgrid(side, side - 0.25), axis=-1).reshape(-1, 2)
-key = jax.random.key(2)
+points = np.concatenate([grid, x_test])
+logits = jnp.stack([apply_fn(weights, points) for weights in (params, *members)])
+predictions = {
+    "network alone": l2m.classification(logits[:1]),
+    "L2M": l2m.classify(apply_fn, posterior, points),
+    "ensemble of 5": l2m.classification(logits[1:]),
+}
 
-
-def predict(inputs):
-    def draws(posterior):
-        return l2m.linearized(key, apply_fn, posterior, inputs, num_samples=64)
-
-    return {
-        "mode": l2m.classification(apply_fn(params, inputs)[None]),
-        "L2M, last layer": l2m.classification(draws(last)),
-        "L2M, all layers, tuned": l2m.classification(draws(whole)),
-        "ensemble of 5": l2m.classification(l2m.predict.apply_ensemble(apply_fn, members, inputs)),
-    }
-
-
-on_grid, on_val = predict(grid), predict(x_val)
 far = np.linalg.norm(grid - x_train.mean(axis=0), axis=1) > 4.0
-print(f"{'':24}{'NLL near the data':>18}{'mean confidence far from it':>30}")
-for name in on_grid:
-    nll = metrics.negative_log_likelihood(on_val[name].probs, y_val)
-    confidence = jnp.max(on_grid[name].probs, axis=-1)[far].mean()
-    print(f"{name:24}{float(nll):18.3f}{float(confidence):30.3f}")
+print(f"{'':16}{'NLL of test points':>20}{'mean confidence far from the data':>36}")
+for name, p in predictions.items():
+    nll = metrics.negative_log_likelihood(p.probs[len(grid) :], y_test)
+    confidence = p.probs[: len(grid)].max(axis=-1)[far].mean()
+    print(f"{name:16}{float(nll):20.3f}{float(confidence):36.3f}")
 
 # %% [markdown]
-# ## The confidence of each, everywhere
+# ## Where each is certain
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(14, 4), sharey=True, layout="constrained")
-for ax, (name, prediction) in zip(axes, on_grid.items(), strict=True):
-    confidence = np.max(prediction.probs, axis=-1).reshape(len(side), -1)
-    picture = ax.contourf(
-        side, side - 0.25, confidence, levels=np.linspace(0.5, 1.0, 11), cmap="Blues"
-    )
+plt.rcParams["font.size"] = 14
+
+
+def on_grid(values):
+    return np.asarray(values[: len(grid)]).reshape(len(side), -1)
+
+
+figure, axes = plt.subplots(1, 3, figsize=(13, 5), sharey=True, layout="constrained")
+for ax, (name, p) in zip(axes, predictions.items(), strict=True):
+    shades = np.linspace(0.5, 1.0, 11)
+    confidence = on_grid(p.probs.max(axis=-1))
+    picture = ax.contourf(side, side - 0.25, confidence, levels=shades, cmap="Blues")
     for label, color, marker in ((0, "#D55E00", "o"), (1, "#E69F00", "^")):
         ax.scatter(*x_train[y_train == label].T, s=6, color=color, marker=marker)
-    ax.set(title=name, aspect="equal")
-figure.colorbar(picture, ax=axes, label="confidence", shrink=0.8)
+    ax.set(title=name, xlabel="first input", aspect="equal")
+axes[0].set_ylabel("second input")
+figure.colorbar(picture, ax=axes, label="confidence", shrink=0.8, ticks=shades[::2])
+figure.suptitle("Away from the data L2M widens the boundary, as five networks do", fontsize=18)
 plt.show()
 
 # %% [markdown]
-# The mode's boundary is a line, as sharp far from the data as between the moons. L2M, which
-# trained one network, opens it with distance as the ensemble of five does, since where it lies out
-# there the data did not say. What a prediction is unsure *of* is told apart by `classification`:
-# where the moons meet the classes overlap (aleatoric), far away the weights disagree (epistemic).
+# The boundary of the network alone is a line, as sharp far from the data as between the moons. L2M widens it with
+# distance, as the ensemble does, because the data do not say where it lies out there. L2M trained one network, the
+# ensemble five.
+#
+# ## Why it is uncertain
+#
+# Where the moons meet, the classes overlap (aleatoric). More data would not help. Far away the weights disagree
+# (epistemic). Data from there would help.
 
 # %%
-prediction = on_grid["L2M, last layer"]
-figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True, layout="constrained")
 for ax, name in zip(axes, ("aleatoric", "epistemic"), strict=True):
-    part = np.asarray(getattr(prediction, name)).reshape(len(side), -1)
-    picture = ax.contourf(side, side - 0.25, part, levels=12, cmap="Purples")
+    part = on_grid(getattr(predictions["L2M"], name))
+    shades = np.linspace(0.0, 0.7, 15)  # a fair coin has 0.69 nats
+    picture = ax.contourf(side, side - 0.25, part, levels=shades, cmap="Purples")
     ax.scatter(*x_train.T, s=3, color="#333333")
-    ax.set(title=f"{name} (nats)", aspect="equal")
-    figure.colorbar(picture, ax=ax, shrink=0.8)
+    ax.set(title=name, xlabel="first input", aspect="equal")
+axes[0].set_ylabel("second input")
+figure.colorbar(picture, ax=axes, label="uncertainty (nats)", shrink=0.8, ticks=shades[::2])
+figure.suptitle("The classes overlap in the middle; the weights disagree far away", fontsize=18)
 plt.show()

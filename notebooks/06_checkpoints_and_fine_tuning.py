@@ -15,23 +15,28 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/06_checkpoints_and_fine_tuning.ipynb)
 #
-# A network was trained last month, by somebody who never heard of posteriors, and saved with its
-# optimizer state, as always. That file holds a posterior. Then the network is fine-tuned on
-# little data, with a prior around what it was. It takes less than a minute.
+# Last month somebody who never heard of posteriors trained a network and saved it with its optimizer state, as always.
+# That file holds a posterior. Then the network is fine-tuned on a few images, with a prior around its old weights. It
+# takes less than a minute.
 
 # %%
-import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"], check=True
-    )
+needs, extra = ("l2m_optax", "flax", "matplotlib", "orbax", "sklearn"), "notebooks"
+
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
 
 # %%
 import tempfile
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -51,8 +56,8 @@ FOLDER = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Last month
 #
-# Handwritten digits of 8 × 8 pixels. An ordinary `TrainState`, an ordinary orbax checkpoint. The
-# pixels are noisy, so that a thousand images do not settle every question.
+# Handwritten digits of 8 × 8 pixels, an ordinary `TrainState`, an ordinary orbax checkpoint. The pixels are made noisy,
+# so that a thousand images leave some digits in doubt.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -62,7 +67,7 @@ labels = labels.astype(np.int32)
 x, y, x_test, y_test = images[:1000], labels[:1000], images[1000:], labels[1000:]
 
 model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(10)])
-BATCH, STEPS = 20, 3_000
+BATCH, STEPS, STEPS_NEW = 20, 3_000, 2_000
 
 
 @jax.jit
@@ -91,9 +96,8 @@ print("saved:", *sorted(path.name for path in (FOLDER / "last_month").iterdir())
 # %% [markdown]
 # ## Today
 #
-# Only the shapes of the parameters are needed to find them in the file, with the second moment
-# beside them. Names do not say everything, so `decay` vouches for what the file cannot: that these
-# are Adam's squares. No optimizer is built and no gradient taken.
+# The shapes of the parameters are enough to find them in the file, with the second moment beside them. The file does not
+# say how Adam averaged its squares, so pass its `decay`. No optimizer is built and no gradient taken.
 
 # %%
 like = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:1]))
@@ -119,8 +123,8 @@ judge("mode", l2m.classification(model.apply(posterior.mean, x_test)[None]), y_t
 judge("L2M, last layer", predict(posterior, x_test), y_test)
 
 # %% [markdown]
-# The posterior itself is saved and restored whole: it appears under its name when all of it is
-# there, nothing is overwritten, and every array has a digest.
+# The posterior itself can be saved and restored. It appears under its name only when all of it is written, nothing is
+# overwritten, and every array has a digest.
 
 # %%
 l2m.checkpoint.save(FOLDER / "posterior", posterior)
@@ -131,15 +135,15 @@ print("restored as it was:", all(jax.tree.leaves(same)))
 # %% [markdown]
 # ## Fine-tuning
 #
-# A new scanner turns the images upside down, and there are few of them. Training goes on from the
-# old weights. What the network was is knowledge, so the prior's mean is the old weights, not zero:
-# `prior_mean`. The evidence then finds how far the new data moved them.
+# A new scanner turns the images upside down, and there are only 100 of them. Training goes on from the old weights. The
+# old weights are knowledge. So the mean of the prior is the old weights, not zero: `prior_mean`. The evidence then finds
+# how far the new data moved them.
 
 # %%
 few = 100
 x_new, y_new = x[:few, ::-1], y[:few]
-tx_new = optax.adam(optax.cosine_decay_schedule(1e-3, 2_000))
-tuned = train(state.params, tx_new, x_new, y_new, 2_000)
+tx_new = optax.adam(optax.cosine_decay_schedule(1e-3, STEPS_NEW))
+tuned = train(state.params, tx_new, x_new, y_new, STEPS_NEW)
 moment = l2m.second_moment(tuned.opt_state, tuned.params, tx=tx_new)
 
 print(f"{'on images upside down':32}{'accuracy':>10}{'NLL':>8}{'ECE':>8}")
@@ -161,8 +165,10 @@ before, after = (
     np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(p["params"]["layers_2"])])
     for p in (state.params, tuned.params)
 )
-figure, ax = plt.subplots(figsize=(5, 4.4), layout="constrained")
+plt.rcParams["font.size"] = 14
+figure, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
 ax.axline((0, 0), slope=1, color="#999999", lw=1)
-ax.scatter(before, after, s=8, color="#0072B2")
-ax.set(xlabel="weight before fine-tuning", ylabel="weight after", title="The last layer")
+ax.scatter(before, after, s=14, color="#0072B2")
+ax.set(xlabel="weight of the last layer before fine-tuning", ylabel="the same weight after")
+figure.suptitle("Fine-tuning moves the weights little", fontsize=18)
 plt.show()

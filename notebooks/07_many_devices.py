@@ -15,22 +15,32 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks/07_many_devices.ipynb)
 #
-# The second moment is sharded as the parameters are, so the posterior is too. There is no function
-# for it: what works on one device works on eight, moves nothing, and draws the same numbers. Here the
-# eight are virtual and share one processor; the code is that of a TPU slice. It takes less than a
-# minute.
+# The second moment is sharded as the parameters are, and so is the posterior. This needs no function of its own: the
+# same calls work on one device and on eight, and draw the same numbers. Here the eight devices are virtual and share one
+# processor. The code is that of a TPU slice. It takes less than a minute.
 
 # %%
-import importlib.util
-import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if "google.colab" in sys.modules and importlib.util.find_spec("l2m_optax") is None:
-    install = [sys.executable, "-m", "pip", "install", "-q", "l2m-optax[notebooks]"]
-    subprocess.run(install, check=True)
+needs, extra = ("l2m_optax", "matplotlib", "sklearn"), "demo"
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before jax is imported
+if not all(map(find_spec, needs)):  # install it: from this clone, or else from the package index
+    source = ".." if Path("../l2m_optax").is_dir() else "l2m-optax"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-color", f"{source}[{extra}]"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{reason}: run pip install '.[{extra}]' in a clone of the repository")
+
+# %%
+import os
+
+os.environ["XLA_FLAGS"] = (  # before jax is imported
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 # %%
@@ -38,6 +48,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
@@ -80,10 +91,10 @@ def initial(key):
 
 
 # %% [markdown]
-# ## Training, as ever
+# ## Train as always
 #
-# Parameters are made in their shards; Adam's state follows them, and batches are split over `data`.
-# (Waiting for each step is for virtual devices, whose queued steps can block one another.)
+# Parameters are made in their shards, and so is Adam's state. Batches are split over `data`. (The loop waits for each
+# step because virtual devices can block one another.)
 
 # %%
 BATCH, STEPS = 40, 2_100
@@ -111,19 +122,41 @@ for _ in range(STEPS * BATCH // len(x)):
 # %% [markdown]
 # ## The posterior lies where the parameters lie
 #
-# Nothing is gathered: its arrays are the optimizer's. Draws are made on the device that keeps them.
+# Nothing is gathered. Each device makes its part of the draws.
 
 # %%
 posterior = l2m.laplace(params, opt_state, tx=tx, num_data=len(x), batch_size=BATCH)
 posterior, fit = l2m.fit_prior_precision(l2m.restrict(posterior, "head"))
 draws = l2m.sample(jax.random.key(1), posterior, 4)
 
-for name, array in {
+arrays = {
     "parameters": params["head"]["w"],
     "second moment": posterior.second_moment.nu["head"]["w"],
-    "draws": draws["head"]["w"],
-}.items():
+    "one draw": draws["head"]["w"][0],
+}
+for name, array in arrays.items():
     print(f"{name:14} {array.shape!s:14} {array.sharding.spec}")
+
+
+# %%
+def devices_of(array):
+    """For each entry, the first of the devices that hold it."""
+    holders = np.full(array.shape, 8)
+    for device, rows in array.sharding.devices_indices_map(array.shape).items():
+        holders[rows] = np.minimum(holders[rows], device.id)
+    return holders
+
+
+plt.rcParams["font.size"] = 14
+colors = plt.get_cmap("viridis", 4)
+figure, axes = plt.subplots(1, 3, figsize=(9, 5), sharey=True, layout="constrained")
+for ax, (name, array) in zip(axes, arrays.items(), strict=True):
+    picture = ax.imshow(devices_of(array), aspect="auto", cmap=colors, vmin=-0.5, vmax=3.5)
+    ax.set(title=name, xlabel="output")
+axes[0].set_ylabel("hidden unit")
+figure.colorbar(picture, ax=axes, label="device", ticks=range(4))
+figure.suptitle("The posterior lies where the parameters lie", fontsize=18)
+plt.show()
 
 # %% [markdown]
 # The compiled programs say what travels between devices: for variances and draws nothing, for the

@@ -1,47 +1,230 @@
-"""Each notebook is in step with the script beside it, opens in Colab, is small, and runs."""
+"""Each notebook is in step with its script, opens in Colab, is small, and runs anywhere."""
 
+import ast
+import importlib.metadata
 import os
+import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from urllib.error import URLError
 
 import jupytext
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import sklearn.datasets
 
-SCRIPTS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = [script.stem for script in SCRIPTS]
 COLAB = "https://colab.research.google.com/github/l2m-optax/l2m-optax/blob/main/notebooks"
+each = pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+
+# A test runs the whole notebook, but takes fewer steps: each line is replaced by the one beside it.
+SHORTER = {
+    "02_regression_with_a_gap": {
+        "STEPS = 16, 0.2, 16, 6_000": "STEPS = 16, 0.2, 16, 500",
+        "DRAWS = 500": "DRAWS = 10",
+    },
+    "03_two_moons": {"TRAIN, BATCH, STEPS = 500, 32, 3_000": "TRAIN, BATCH, STEPS = 500, 32, 500"},
+    "04_images": {"EPOCHS, BATCH = 20, 50": "EPOCHS, BATCH = 4, 50"},
+    "06_checkpoints_and_fine_tuning": {"= 20, 3_000, 2_000": "= 20, 300, 200"},
+    "07_many_devices": {"BATCH, STEPS = 40, 2_100": "BATCH, STEPS = 40, 210"},
+    "08_comparison": {
+        "NETWORKS = 3": "NETWORKS = 2",
+        "epochs=30": "epochs=5",
+        "epochs=150": "epochs=20",
+    },
+}
 
 
 def cells(path: Path) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
 
 
+def code(path: Path) -> list[str]:
+    return [source for kind, source in cells(path) if kind == "code"]
+
+
+def needs(path: Path) -> tuple[tuple[str, ...], str]:
+    """The modules that a first cell asks for, and the extra of the package that holds them."""
+    return ast.literal_eval(re.search("^needs, extra = (.*)$", code(path)[0], re.MULTILINE)[1])
+
+
 def test_there_are_scripts():
     assert SCRIPTS
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+@each
 def test_the_notebook_is_in_step(script):
     notebook = script.with_suffix(".ipynb")
     assert notebook.exists(), f"{notebook.name} is missing: run make notebooks"
     assert cells(notebook) == cells(script), f"{notebook.name} is out of step: run make notebooks"
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+@each
 def test_the_badge_opens_this_notebook(script):
     assert f"({COLAB}/{script.stem}.ipynb)" in cells(script)[0][1]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+@each
 def test_outputs_are_kept_small(script):
     assert script.with_suffix(".ipynb").stat().st_size < 500_000
 
 
-@pytest.mark.parametrize("script", SCRIPTS[1:], ids=NAMES[1:])  # the first is `make demo`
-def test_the_notebook_runs(script, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"MPLBACKEND": "agg"}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+@each
+def test_the_gallery_shows_its_first_picture(script):
+    outputs = [
+        o
+        for cell in jupytext.read(script.with_suffix(".ipynb")).cells
+        for o in cell.get("outputs", ())
+    ]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert f"{{figure}} notebooks/{script.stem}.png" in page
+    assert f"](notebooks/{script.stem}.ipynb)" in page
+
+
+def test_the_first_cells_differ_in_what_they_need_alone():
+    first = {re.sub("(?m)^needs, extra = .*$", "", code(script)[0]) for script in SCRIPTS}
+    assert len(first) == 1
+
+
+@each
+def test_what_is_imported_is_asked_for(script):
+    tree = ast.parse("\n".join(code(script)))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {
+        name.split(".")[0]
+        for node in found
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    come_with_jax = {"jax", "numpy", "scipy", "optax"}  # optax comes with l2m_optax
+    assert names - sys.stdlib_module_names - come_with_jax == set(needs(script)[0])
+
+
+@each
+def test_the_extra_holds_what_is_asked_for(script):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    modules, extra = needs(script)
+    distributions = importlib.metadata.packages_distributions()
+    assert {distributions[module][0] for module in modules[1:]} <= requirements(
+        extras["optional-dependencies"], extra
     )
-    assert done.returncode == 0, done.stderr
+
+
+def requirements(extras: dict[str, list[str]], extra: str) -> set[str]:
+    """Names of the packages in an extra, and in the extras of the package itself that it names."""
+    names = set()
+    for line in extras[extra]:
+        if inner := re.fullmatch(r"l2m-optax\[(.*)\]", line):
+            names |= set().union(*(requirements(extras, name) for name in inner[1].split(",")))
+        else:
+            names.add(re.match("[a-z-]+", line)[0])
+    return names
+
+
+PIP = """
+import pathlib, sys
+pathlib.Path(__file__).with_name("asked").write_text(sys.argv[-1])
+print("a line before", "ERROR: the last line", sep="\\n", file=sys.stderr)
+sys.exit({status})
+"""
+
+
+def first_cell(script, folder, *options, status=1, within="."):
+    """A first cell, run in a folder with a pip that ends with `status`, and what that was asked."""
+    (folder / "fake").mkdir()
+    (folder / "fake" / "pip.py").write_text(PIP.format(status=status))
+    (folder / within).mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code(script)[0]],
+        cwd=folder / within,
+        env=os.environ | {"PYTHONPATH": str(folder / "fake")},
+        capture_output=True,
+        text=True,
+    )
+    asked = folder / "fake" / "asked"
+    return done, asked.read_text() if asked.exists() else None
+
+
+NO_PACKAGES = "-S"  # python starts without site-packages
+
+
+@each
+def test_without_an_index_the_first_cell_says_what_to_do_in_one_line(script, tmp_path):
+    done, asked = first_cell(script, tmp_path, NO_PACKAGES)
+    extra = needs(script)[1]
+    assert asked == f"l2m-optax[{extra}]"
+    assert done.stderr == (
+        f"ERROR: the last line: run pip install '.[{extra}]' in a clone of the repository\n"
+    )
+    assert done.returncode == 1
+
+
+def test_the_first_cell_installs_from_the_clone_that_holds_it(tmp_path):
+    (tmp_path / "l2m_optax").mkdir()
+    done, asked = first_cell(SCRIPTS[0], tmp_path, NO_PACKAGES, status=0, within="notebooks")
+    assert (asked, done.returncode, done.stderr) == ("..[demo]", 0, "")
+
+
+def test_the_first_cell_installs_nothing_where_all_is_there(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in needs(SCRIPTS[0])[0]:
+        (tmp_path / "elsewhere" / f"{name}.py").touch()
+    done, asked = first_cell(SCRIPTS[0], tmp_path, NO_PACKAGES, within="elsewhere")
+    assert (asked, done.returncode) == (None, 0)
+
+
+def namespace_until(script: Path, last: str) -> dict:
+    """What the cells leave behind, from the second to the one that defines `last`."""
+    names = {"__file__": str(script), "Path": Path}
+    for source in code(script)[1:]:
+        exec(compile(source, script.name, "exec"), names)
+        if last in names:
+            return names
+    raise AssertionError(f"{script.name} never defines {last}")
+
+
+WITH_DATA = [script for script in SCRIPTS if "fetch_openml" in script.read_text()]
+
+
+@pytest.mark.parametrize("script", WITH_DATA, ids=[script.stem for script in WITH_DATA])
+def test_the_images_are_those_of_the_folder(script):
+    """Its numbers are about these; `test_the_notebook_runs` takes what stands in for them."""
+    names = namespace_until(script, "clothes")
+    images, labels = names["clothes"]()
+    assert (images.shape, labels.shape, images.dtype) == ((9_000, 28, 28), (9_000,), np.uint8)
+    arrays = np.load(ROOT / "notebooks" / "data" / "fashion_mnist_subset.npz")
+    for name, part in zip(("train", "val", "test"), names["split"](images), strict=True):
+        np.testing.assert_array_equal(part, arrays[f"x_{name}"])
+
+
+def no_answer(*_, **__):
+    raise URLError("no network")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("script", SCRIPTS[1:], ids=NAMES[1:])  # the first is `make demo`
+def test_the_notebook_runs(script, tmp_path, monkeypatch):
+    """In an empty folder, without a network: data are those that the notebook makes.
+
+    All in one process, so that jax, flax and numpyro are imported once.
+    """
+    text = script.read_text(encoding="utf-8")
+    for line, shorter in SHORTER.get(script.stem, {}).items():
+        assert text.count(line) == 1, f"{script.name} has no line {line!r}"
+        text = text.replace(line, shorter)
+    (tmp_path / script.name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", no_answer)
+    with matplotlib.rc_context({"backend": "agg"}):
+        runpy.run_path(script.name, run_name="__main__")
+    plt.close("all")
