@@ -7,8 +7,9 @@ their size, as clipping does, treats the runs differently.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,8 @@ SIZES = (1.0, 1.0, 2e-2, 1.0, 1e-4, 1.0, 0.5, 1.0)
 """The size of the gradients of each update; the small ones make a mean fall, a maximum stay."""
 JUMPS = {5: 1000, 6: 100_000, 7: 1_000_000_000}
 """By how much the counts jump ahead before an update: what is on a schedule shows it."""
+UNDISTURBED = min(JUMPS)
+"""The updates before the first jump, in every plan."""
 MOST_MICRO_STEPS = 64
 """Calls after which a transformation that gathers gradients is given up."""
 _MOST_KEPT = 2**17
@@ -57,6 +60,20 @@ class Probe(NamedTuple):
     waits: bool = False
 
 
+class Plan(NamedTuple):
+    """What gradients are given to a transformation.
+
+    Attributes:
+      scales: their size in each run.
+      sizes: their size in each update.
+      jumps: by how much the counts jump ahead before an update.
+    """
+
+    scales: tuple[float, ...] = SCALES
+    sizes: tuple[float, ...] = SIZES
+    jumps: Mapping[int, int] = MappingProxyType(JUMPS)
+
+
 class Scope(NamedTuple):
     """What of a program is probed.
 
@@ -74,20 +91,24 @@ def everything(program: Program) -> Scope:
     return Scope(frozenset(program.state), frozenset(program.gradients))
 
 
-def record(program: Program, scope: Scope, *, size: float = 1.0) -> Probe:
+_PLAN = Plan()
+
+
+def record(program: Program, scope: Scope, *, size: float = 1.0, plan: Plan = _PLAN) -> Probe:
     """Run a transformation on random gradients, with parameters of 1.
 
     Args:
       program: the transformation on leaves of given shapes.
       scope: what is recorded.
       size: the value of the parameters: 0 shows what weight decay does to a moment.
+      plan: what gradients are given.
 
     Returns:
       The `Probe`.
     """
     run = _runner(program, scope, size)
     found = _micro_steps(run)
-    records = [_one_run(run, number, found or 1) for number in range(len(SCALES))]
+    records = [_one_run(run, number, found or 1, plan) for number in range(len(plan.scales))]
     names = [run.names[i] for i in run.numbers]
     means = dict(zip(run.leaves, _together(r.means for r in records), strict=True))
     lasts = dict(zip(run.leaves, _together(r.lasts for r in records), strict=True))
@@ -144,19 +165,20 @@ def _runner(program: Program, scope: Scope, size: float) -> _Runner:
     updated = {i: path for i, path in enumerate(program.state) if path in scope.state}
     function = jax.extend.core.jaxpr_as_fun(program.closed)
 
-    def step(state: list[Any], gradients: list[Any]) -> list[Any]:
+    @jax.jit
+    def following(state: list[Any], gradients: list[Any], params: list[Any]) -> list[Any]:
         whole = list(first)
         for i, leaf in zip(updated, state, strict=True):
             whole[i] = leaf
-        following = function(*whole, *gradients, *params)[len(first) :]
-        return [following[i] for i in updated]  # what is not asked for is not compiled
+        after = function(*whole, *gradients, *params)[len(first) :]
+        return [after[i] for i in updated]  # what is not asked for is not compiled
 
     state = [first[i] for i in updated]
     shapes = [g.shape for g in program.gradients.values()]
     total = sum(math.prod(shape) for shape in shapes)
     return _Runner(
         state,
-        jax.jit(step),
+        lambda state, gradients: following(state, gradients, params),
         list(updated.values()),
         [i for i, leaf in enumerate(state) if jnp.issubdtype(leaf.dtype, jnp.number)],
         shapes,
@@ -181,17 +203,17 @@ def _together(runs: Iterator[list[list[np.ndarray]]]) -> Iterator[np.ndarray]:
     return (np.array(array) for array in by_array)
 
 
-def _one_run(run: _Runner, number: int, micro_steps: int) -> _Run:
+def _one_run(run: _Runner, number: int, micro_steps: int, plan: Plan) -> _Run:
     state, record = run.state, _Run([run.snapshot(run.state)], [], [], set())
-    for update in range(len(SIZES)):
-        if update in JUMPS:
-            state = _disturbed(run, state, record.states, JUMPS[update])
+    for update, size in enumerate(plan.sizes):
+        if update in plan.jumps:
+            state = _disturbed(run, state, record.states, plan.jumps[update])
         started = run.snapshot(state) if micro_steps > 1 else []
         total: Any = 0.0
         for micro in range(micro_steps):
             if micro and micro == micro_steps - 1:
                 record.moving.update(_changed(started, run.snapshot(state)))
-            gradients = _gradients(run, number, update, micro)
+            gradients = size * plan.scales[number] * _gradients(run, number, update, micro)
             total = total + gradients
             state = run.step(state, run.split(gradients))
         record.states.append(run.snapshot(state))
@@ -217,7 +239,7 @@ def _gradients(run: _Runner, number: int, update: int, micro: int) -> np.ndarray
     rng = np.random.default_rng((number, update, micro))
     if micro % 2:
         signs = rng.choice([-1.0, 1.0], total) / 16.0
-    return rng.uniform(0.25, 2.0, total) * signs * (SCALES[number] * SIZES[update])
+    return rng.uniform(0.25, 2.0, total) * signs
 
 
 def _disturbed(

@@ -15,6 +15,7 @@ from l2m_optax.moments._identification.alike import representatives, scope_of, w
 from l2m_optax.moments._identification.attempt import attempt, reject
 from l2m_optax.moments._identification.examine import Moments, examine
 from l2m_optax.moments._identification.expressions import Expressions, Outputs, different, placed
+from l2m_optax.moments._identification.in_bases import moments_in_bases
 from l2m_optax.moments._identification.stand_ins import MOST_ENTRIES, cut, num_entries, small_leaves
 from l2m_optax.moments._identification.trace import Program, trace
 from l2m_optax.moments._identification.verdict import LeafMoment
@@ -32,6 +33,16 @@ def moments_of(tx: Any, params: PyTree) -> Moments:
         the leaves are too large to be probed.
     """
     real = attempt(trace, tx, params)
+    in_bases = moments_in_bases(tx, real)
+    return _entrywise(tx, params, real) if in_bases is None else in_bases
+
+
+def _entrywise(tx: Any, params: PyTree, real: Program) -> Moments:
+    """The moments that follow the squares of the gradients entry by entry.
+
+    Raises:
+      TypeError: as `moments_of`.
+    """
     stands_for = representatives(real)
     probed = frozenset(stands_for.values())
     if num_entries(params) <= MOST_ENTRIES:

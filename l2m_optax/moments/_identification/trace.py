@@ -97,6 +97,12 @@ def owner(path: str, leaves: Container[str]) -> str | None:
     return next((suffix for suffix in suffixes(path) if suffix in leaves), None)
 
 
+def is_within(path: str, leaf: str) -> bool:
+    """Whether the path of an array goes through that of a parameter, and may end behind it."""
+    _, here, after = path.rpartition(leaf)
+    return bool(here or not leaf) and after[:1] in ("", ".", "[")
+
+
 def _abstract(leaf: Any) -> Any:
     """A leaf in float64; one entry stands in where there is none."""
     struct: Any = jax.ShapeDtypeStruct

@@ -1,0 +1,219 @@
+"""Optimizers that keep factors, SOAP and Shampoo: what is read, against sums made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import dense_basis
+from second_order import shampoo, soap
+
+import l2m_optax as l2m
+
+PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+DECAY = 0.95
+
+
+def gradients(steps, params=PARAMS):
+    rng = np.random.default_rng(5)
+    draw = lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype)  # noqa: E731
+    return [jax.tree.map(draw, params) for _ in range(steps)]
+
+
+def states(tx, grads, params=PARAMS, **extra):
+    """The state after every update."""
+    update, state, found = jax.jit(tx.update), tx.init(params), []
+    for g in grads:
+        state = update(g, state, params, **extra)[1]
+        found.append(state)
+    return found
+
+
+def weighted(values, decay):
+    """The mean with weights that decay towards the past; float64."""
+    weights = decay ** np.arange(len(values))[::-1]
+    return np.tensordot(weights / weights.sum(), np.stack(values), axes=1)
+
+
+def squares_in(basis, g):
+    q = dense_basis(basis, g.shape)
+    return np.square(q.T @ np.ravel(np.asarray(g, np.float64))).reshape(g.shape)
+
+
+def assert_is_mean(moment, grads, decay=DECAY, rtol=1e-4):
+    """The debiased moment is the mean of the squares in its own basis, leaf by leaf."""
+    for leaf, mean in l2m.moments.debiased(moment).items():
+        squares = [squares_in(moment.basis[leaf], g[leaf]) for g in grads]
+        expected = weighted(squares, decay)
+        np.testing.assert_allclose(mean, expected, rtol=rtol, atol=1e-5 * expected.max())
+
+
+# --- SOAP ----------------------------------------------------------------------------------------
+
+SOAPS = {
+    "both sides": {},
+    "one side": {"max_side": 3},
+    "unsorted": {"sort": False},
+}
+
+
+@pytest.mark.parametrize("name", SOAPS)
+def test_soap_is_the_mean_of_squares_in_its_basis(name):
+    """The first gradient gives the basis alone, which is not turned in these steps."""
+    tx, grads = soap(1e-3, every=100, **SOAPS[name]), gradients(40)
+    found = l2m.identify(tx, PARAMS)
+    assert [(m.first, m.every, m.decay, len(m.matrices)) for m in found.leaves] == [
+        (2, 1, DECAY, 0),
+        (2, 1, DECAY, 2),
+    ]
+    moment = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    assert int(moment.count) == 39
+    assert (moment.basis["w"].left is None) == (name == "one side")
+    assert_is_mean(moment, grads[1:])
+
+
+def test_soap_that_turns_its_basis_holds_each_square_in_the_basis_of_its_step():
+    """Without sorting nothing in the moment is moved, and the sum can be made by hand."""
+    tx, grads = soap(1e-3, every=3, sort=False), gradients(12)
+    found = states(tx, grads)
+    moment = l2m.second_moment(found[-1], PARAMS, tx=tx)
+    q = [l2m.moments.Basis(*state[0].Q["w"]) for state in found]
+    squares = [squares_in(q[t - 1], grads[t]["w"]) for t in range(1, 12)]
+    expected = weighted(squares, DECAY)
+    np.testing.assert_allclose(l2m.moments.debiased(moment)["w"], expected, rtol=1e-4)
+    np.testing.assert_array_equal(moment.basis["w"].left, q[-1].left)
+
+
+def test_soap_whose_squares_wait_for_the_turn():
+    """Every k-th gradient enters them, and so many are counted."""
+    k = 4
+    tx, grads = soap(1e-3, every=k, waits=True, sort=False), gradients(3 * k + 2)
+    found = states(tx, grads)
+    moment = l2m.second_moment(found[-1], PARAMS, tx=tx)
+    assert int(moment.count) == 3
+    seen = [k, 2 * k, 3 * k]
+    q = [l2m.moments.Basis(*state[0].Q["w"]) for state in found]
+    expected = weighted([squares_in(q[t - 1], grads[t]["w"]) for t in seen], DECAY)
+    np.testing.assert_allclose(l2m.moments.debiased(moment)["w"], expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="at least one update"):
+        l2m.second_moment(found[k - 1], PARAMS, tx=tx)
+
+
+def test_the_trace_is_that_of_the_tracked_squares():
+    """Sorted columns, turned at every second step: rotations leave the sum as it is."""
+    tx, grads = soap(1e-3, every=2), gradients(21)
+    moment = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    tracker = l2m.track_second_moment(DECAY)
+    tracked = l2m.second_moment(states(tracker, grads[1:])[-1])
+    for leaf in PARAMS:
+        total = np.sum(l2m.moments.debiased(moment)[leaf])
+        np.testing.assert_allclose(total, np.sum(tracked.nu[leaf]), rtol=1e-5)
+
+
+KERNEL = {"k": jnp.ones((2, 3, 2, 4))}
+
+
+def test_an_axis_each_makes_a_basis_of_two_sides():
+    """A convolution's kernel has four matrices; `Basis` holds their Kronecker products."""
+    tx, grads = soap(1e-3, every=100), gradients(15, KERNEL)
+    moment = l2m.second_moment(states(tx, grads, KERNEL)[-1], KERNEL, tx=tx)
+    assert [side.shape for side in moment.basis["k"]] == [(6, 6), (8, 8)]
+    assert_is_mean(moment, grads[1:])
+
+
+WRAPPERS = {
+    "chain": lambda tx: optax.chain(optax.scale(0.5), tx),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "exposed": l2m.expose_second_moment,
+    "partition": lambda tx: optax.partition(
+        {"soap": tx, "adam": optax.adam(1e-3, b2=DECAY)}, {"w": "soap", "b": "adam"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_soap_inside_wrappers(name):
+    tx, grads = WRAPPERS[name](soap(1e-3, every=100)), gradients(24)
+    moment = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    if name == "MultiSteps":
+        assert moment.micro_steps == 2
+        pairs = zip(grads[::2], grads[1::2], strict=True)
+        grads = [jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in pairs]
+    if name == "partition":
+        own = {name: getattr(moment, name)["w"] for name in ("nu", "weight", "offset", "basis")}
+        moment = l2m.SecondMoment(**{name: {"w": of} for name, of in own.items()})
+    assert_is_mean(moment, grads[1:])
+
+
+def soap_that(change):
+    """SOAP of which something in the state is changed after every update."""
+    inner = soap(1e-3, every=3)
+
+    def update(g, state, params=None):
+        updates, following = inner.update(g, state, params)
+        return updates, (change(following[0]), *following[1:])
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+WRONG = {
+    "clipped": lambda: optax.chain(optax.clip(1.0), soap(1e-3)),
+    "normalized": lambda: optax.chain(optax.contrib.normalize(), soap(1e-3)),
+    "squares that are doubled": lambda: soap_that(
+        lambda s: s._replace(exp_avg_sq=jax.tree.map(lambda v: 2 * v, s.exp_avg_sq))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_looks_like_soap_is_refused(name):
+    with pytest.raises(TypeError, match="track_second_moment"):
+        l2m.identify(WRONG[name](), PARAMS)
+
+
+def test_factors_are_read_where_the_basis_is_none():
+    """A matrix that is not orthogonal is no basis; the products beside it hold a moment too."""
+    tx = soap_that(lambda s: s._replace(Q=jax.tree.map(lambda q: 1.1 * q, s.Q)))
+    assert [moment.products for moment in l2m.identify(tx, PARAMS).leaves] == [False, True]
+
+
+def test_a_tracked_moment_goes_before_soaps_own():
+    tx, grads = optax.chain(l2m.track_second_moment(0.9), soap(1e-3)), gradients(5)
+    moment = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    assert moment.basis is None
+    for leaf in PARAMS:
+        expected = weighted([np.square(np.asarray(g[leaf], np.float64)) for g in grads], 0.9)
+        np.testing.assert_allclose(l2m.moments.debiased(moment)[leaf], expected, rtol=1e-5)
+
+
+# --- Shampoo -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_shampoo_is_the_kronecker_product_of_its_factors(decay, every):
+    """Its sums or means of products, without what they start from; dense algebra in float64."""
+    tx, grads = shampoo(1e-3, decay=decay, statistics_every=every), gradients(10)
+    moment = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    seen = [np.asarray(g["w"], np.float64) for g in grads[::every]]
+    assert int(moment.count) == len(seen)
+    left = weighted([g @ g.T for g in seen], decay)
+    right = weighted([g.T @ g for g in seen], decay)
+    expected = np.kron(left, right) / np.trace(left)
+    q = dense_basis(moment.basis["w"], (4, 3))
+    read = q @ np.diag(np.ravel(l2m.moments.debiased(moment)["w"])) @ q.T
+    np.testing.assert_allclose(read, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    full = weighted([np.outer(g["b"], g["b"]) for g in grads[::every]], decay)
+    q = dense_basis(moment.basis["b"], (3,))
+    read = q @ np.diag(l2m.moments.debiased(moment)["b"]) @ q.T
+    np.testing.assert_allclose(read, full, rtol=1e-3, atol=1e-4 * full.max())
+
+
+def test_shampoo_is_what_a_tracker_of_factors_keeps():
+    tx, grads = shampoo(1e-3, decay=0.9), gradients(10)
+    tracker = l2m.track_second_moment(0.9, structure={"w": "kronecker", "b": "full"})
+    read = l2m.second_moment(states(tx, grads)[-1], PARAMS, tx=tx)
+    tracked = l2m.second_moment(states(tracker, grads)[-1], PARAMS)
+    for leaf, mean in l2m.moments.debiased(read).items():
+        expected = tracked.nu[leaf]
+        np.testing.assert_allclose(mean, expected, rtol=1e-3, atol=1e-4 * expected.max())
