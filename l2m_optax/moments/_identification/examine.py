@@ -13,9 +13,9 @@ from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.assign import assign
 from l2m_optax.moments._identification.attempt import TRACK, attempt
 from l2m_optax.moments._identification.clipping import clipping_effect
+from l2m_optax.moments._identification.plan import SCALES
 from l2m_optax.moments._identification.probe import (
     MOST_MICRO_STEPS,
-    SCALES,
     Arrays,
     Probe,
     Scope,

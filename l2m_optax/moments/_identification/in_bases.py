@@ -18,7 +18,8 @@ from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.advance import Advance, advance_of, moved
 from l2m_optax.moments._identification.examine import Moments
 from l2m_optax.moments._identification.neighbours import Neighbours
-from l2m_optax.moments._identification.probe import SIZES, Arrays, Plan, Probe, everything, record
+from l2m_optax.moments._identification.plan import SIZES, Plan
+from l2m_optax.moments._identification.probe import Arrays, Probe, everything, record
 from l2m_optax.moments._identification.recurrence import Recurrence, tolerance
 from l2m_optax.moments._identification.rotated import follows_products, products, rotated
 from l2m_optax.moments._identification.stand_ins import num_entries
@@ -163,23 +164,28 @@ class _Matcher:
         return self._told(path, found.recurrence, found.matrices)
 
     def _of_products(self, g: np.ndarray, held: Arrays) -> LeafMoment | None:
-        """The moment that products along every axis of a leaf determine."""
-        matrices: list[str] = []
-        laws = set()
+        """The moment that products along every axis of a leaf, or of a view of it, determine."""
+        for view in _views(g.shape[2:]):
+            pairs = self._followed(g.reshape(g.shape[:2] + view), held)
+            laws, advances = {law for _, law in pairs}, {self._advance(path) for path, _ in pairs}
+            if len(pairs) == len(view) and len(laws) == len(advances) == 1:
+                paths = tuple(path for path, _ in pairs)
+                moment = self._told(paths[0], laws.pop(), paths)
+                return moment and moment._replace(products=True)
+        return None
+
+    def _followed(self, g: np.ndarray, held: Arrays) -> list[tuple[str, Recurrence]]:
+        """For each axis the first array that follows the products along it, if there is one."""
+        found: dict[str, Recurrence] = {}
         for axis in range(g.ndim - 2):
             p = products(g, axis)
             for path, m in held.items():
-                if m.shape[1:] == p.shape[1:] and path not in matrices:
+                if m.shape[1:] == p.shape[1:] and path not in found:
                     law = follows_products(m, p, self._allowed)
                     if law is not None:
-                        matrices.append(path)
-                        laws.add(law)
+                        found[path] = law
                         break
-        if not matrices or len(matrices) < g.ndim - 2 or len(laws) > 1:
-            return None
-        moment = self._told(matrices[0], laws.pop(), tuple(matrices))
-        alike = {self._advance(path) for path in matrices}
-        return None if moment is None or len(alike) > 1 else moment._replace(products=True)
+        return list(found.items())
 
     def _told(
         self, path: str, law: Recurrence, matrices: tuple[str | None, ...]
@@ -210,6 +216,17 @@ class _Matcher:
         """The count that is held nearest to an array."""
         around = [name for name in self._counts if path.startswith(name.rpartition(".")[0])]
         return max(around, key=lambda name: len(name.rpartition(".")[0]), default=None)
+
+
+def _views(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """A shape, and those in which neighbouring axes of it are one, each axis apart first."""
+    if len(shape) < 2:
+        yield from [shape] * len(shape)
+        return
+    for rest in _views(shape[1:]):
+        yield (shape[0], *rest)
+    for rest in _views(shape[1:]):
+        yield (shape[0] * rest[0], *rest[1:])
 
 
 def _is_view(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from l2m_optax.moments._identification import recurrence as _recurrence
-from l2m_optax.moments._identification.probe import UNDISTURBED, Probe
+from l2m_optax.moments._identification.plan import UNDISTURBED
+from l2m_optax.moments._identification.probe import Probe
 from l2m_optax.moments._identification.trace import suffixes
 from l2m_optax.moments._identification.verdict import LeafMoment
 

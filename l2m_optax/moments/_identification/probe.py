@@ -7,9 +7,8 @@ their size, as clipping does, treats the runs differently.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,19 +16,12 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax.moments._identification.plan import Plan
 from l2m_optax.moments._identification.trace import Program
 
 # Until 0.8 it was in jax.experimental.
 enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
-SCALES = (1.0, 1e-6, 1e6, 3.0, 0.3)
-"""The size of the gradients of each run."""
-SIZES = (1.0, 1.0, 2e-2, 1.0, 1e-4, 1.0, 0.5, 1.0)
-"""The size of the gradients of each update; the small ones make a mean fall, a maximum stay."""
-JUMPS = {5: 1000, 6: 100_000, 7: 1_000_000_000}
-"""By how much the counts jump ahead before an update: what is on a schedule shows it."""
-UNDISTURBED = min(JUMPS)
-"""The updates before the first jump, in every plan."""
 MOST_MICRO_STEPS = 64
 """Calls after which a transformation that gathers gradients is given up."""
 _MOST_KEPT = 2**17
@@ -58,20 +50,6 @@ class Probe(NamedTuple):
     micro_steps: int
     moving: frozenset[str]
     waits: bool = False
-
-
-class Plan(NamedTuple):
-    """What gradients are given to a transformation.
-
-    Attributes:
-      scales: their size in each run.
-      sizes: their size in each update.
-      jumps: by how much the counts jump ahead before an update.
-    """
-
-    scales: tuple[float, ...] = SCALES
-    sizes: tuple[float, ...] = SIZES
-    jumps: Mapping[int, int] = MappingProxyType(JUMPS)
 
 
 class Scope(NamedTuple):
