@@ -24,6 +24,7 @@ from l2m_optax.moments._basis import over_leaves, rotate_into
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from second_order import soap
 
+RESULTS = Path(__file__).parent / "results" / "soap.md"
 BATCH, STEPS, TRAIN = 64, 400, 1_400
 DECAYS, TURNS = (0.95, 0.99, 0.999), (1, 10, 100)
 
@@ -103,11 +104,18 @@ def row(decay, every):
     )
 
 
-if __name__ == "__main__":
-    print(
-        "| decay | turned every | moment | output variance | its mean ratio |\n|---|---|---|---|---|"
-    )
+def table():
+    yield "| decay of the squares | turned every | moment | output variance | its mean ratio |"
+    yield "|---|---|---|---|---|"
     for decay in DECAYS:
         for every in TURNS:
             moment, variance, ratio = row(decay, every)
-            print(f"| {decay} | {every} | {moment:.1%} | {variance:.1%} | {ratio:.3f} |")
+            yield f"| {decay} | {every} | {moment:.1%} | {variance:.1%} | {ratio:.3f} |"
+
+
+if __name__ == "__main__":
+    lines = []
+    for line in table():
+        print(line, flush=True)
+        lines.append(line)
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -192,3 +192,100 @@ def shampoo(learning_rate, *, decay=1.0, epsilon=1e-4, every=1, statistics_every
 def _root(matrix, order):
     values, vectors = jnp.linalg.eigh(matrix)
     return (vectors * jnp.maximum(values, 1e-30) ** (-0.5 / order)) @ vectors.T
+
+
+class KronState(NamedTuple):
+    """`Q` holds a triangular matrix for each axis of each leaf."""
+
+    count: jax.Array
+    key: jax.Array
+    Q: Any
+
+
+def kron(learning_rate, *, fitted_by=0.1):
+    """PSGD with Kronecker factors: Li, Preconditioned stochastic gradient descent (2018).
+
+    Steps fit Q so that the gradients, times Q for each axis, are as long as white noise.
+    """
+
+    def init(params):
+        q = jax.tree.map(lambda p: tuple(jnp.eye(size, dtype=p.dtype) for size in p.shape), params)
+        return KronState(jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0)), q)
+
+    def fitted(g, q, noise):
+        white = _rotate(g, _sides(jnp.transpose, q))
+        back = _rotate(noise, tuple(jnp.linalg.inv(one) for one in q))
+        found = []
+        for axis, one in enumerate(q):
+            of_g, of_noise = _products(white, axis), _products(back, axis)
+            size = jnp.linalg.norm(of_g + of_noise)
+            found.append(one - fitted_by / size * jnp.triu(of_g - of_noise) @ one)
+        return tuple(found)
+
+    def update(g, state, params=None):
+        del params
+        key, now = jax.random.split(jax.random.wrap_key_data(state.key))
+        leaves, treedef = jax.tree.flatten(g)
+        held = treedef.flatten_up_to(state.Q)
+        noise = [
+            jax.random.normal(one, x.shape, x.dtype)
+            for one, x in zip(jax.random.split(now, len(leaves)), leaves, strict=True)
+        ]
+        q = treedef.unflatten(map(fitted, leaves, held, noise))
+        steps = _by_leaf(lambda x, q: _rotate(x, tuple(one.T @ one for one in q)), g, q)
+        return steps, KronState(state.count + 1, jax.random.key_data(key), q)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+class IvonState(NamedTuple):
+    """`noise` is what `ivon_draw` has added to the parameters."""
+
+    count: jax.Array
+    momentum: Any
+    hess: Any
+    noise: Any
+
+
+def ivon(learning_rate, *, ess, hess_init=1.0, b1=0.9, b2=0.99999, weight_decay=1e-4):
+    """Shen et al., Variational learning is effective for large deep networks (2024), algorithm 1.
+
+    The gradients are those of the mean loss at the parameters that `ivon_draw` gives.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        hess = jax.tree.map(lambda p: jnp.full_like(p, hess_init), params)
+        return IvonState(jnp.zeros((), jnp.int32), zeros, hess, zeros)
+
+    def update(g, state, params):
+        def follow(h, noise, x):
+            new = ess * (h + weight_decay) * noise * x
+            wrong = (1 - b2) * (h - new)
+            return h - wrong + 0.5 * wrong**2 / (h + weight_decay)
+
+        count = state.count + 1
+        mean = jax.tree.map(lambda m, x: b1 * m + (1 - b1) * x, state.momentum, g)
+        hess = jax.tree.map(follow, state.hess, state.noise, g)
+        scale = 1 - b1**count
+        steps = jax.tree.map(
+            lambda m, h, p: (m / scale + weight_decay * p) / (h + weight_decay), mean, hess, params
+        )
+        return steps, IvonState(count, mean, hess, state.noise)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def ivon_draw(key, params, state, *, ess, weight_decay=1e-4):
+    """A draw of IVON's posterior, and the state that knows it."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    pairs = zip(keys, treedef.flatten_up_to(state[0].hess), strict=True)
+    drawn = [jax.random.normal(k, h.shape) / jnp.sqrt(ess * (h + weight_decay)) for k, h in pairs]
+    noise = treedef.unflatten(drawn)
+    there = jax.tree.map(jnp.add, params, noise)
+    return there, (state[0]._replace(noise=noise), *state[1:])

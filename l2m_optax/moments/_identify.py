@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.types import PyTree
+from l2m_optax.moments._identification.attempt import check_transformation
 from l2m_optax.moments._identification.memory import Memory
 from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.probe import enable_x64
@@ -65,6 +66,7 @@ def identify(tx: Any, params: PyTree) -> Identification:
       >>> moment.path, moment.kind, round(moment.decay, 6), moment.count
       ("[0].nu['w']", 'mean', 0.95, '[0].count')
     """
+    check_transformation(tx)
     return _VERDICTS.verdict(tx, params, _in_a_thread)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import dense_basis
-from second_order import shampoo, soap
+from second_order import ivon, ivon_draw, kron, shampoo, soap
 
 import l2m_optax as l2m
 
@@ -121,6 +121,19 @@ def test_an_axis_each_makes_a_basis_of_two_sides():
     assert_is_mean(moment, grads[1:])
 
 
+def test_layers_that_are_alike_have_bases_of_their_own():
+    """One is run for both. Lists number leaves as they number the matrices of a leaf."""
+    for params in ({"one": PARAMS, "two": PARAMS}, [PARAMS["w"], PARAMS["w"], PARAMS["b"]]):
+        tx, grads = soap(1e-3, every=100), gradients(9, params)
+        moment = l2m.second_moment(states(tx, grads, params)[-1], params, tx=tx)
+        bases = jax.tree.structure(params).flatten_up_to(moment.basis)
+        means = jax.tree.leaves(l2m.moments.debiased(moment))
+        for i, (basis, mean) in enumerate(zip(bases, means, strict=True)):
+            squares = [squares_in(basis, jax.tree.leaves(g)[i]) for g in grads[1:]]
+            expected = weighted(squares, DECAY)
+            np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
 WRAPPERS = {
     "chain": lambda tx: optax.chain(optax.scale(0.5), tx),
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
@@ -167,8 +180,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_looks_like_soap_is_refused(name):
-    with pytest.raises(TypeError, match="track_second_moment"):
+    with pytest.raises(TypeError, match="track_second_moment") as caught:
         l2m.identify(WRONG[name](), PARAMS)
+    assert ("clipped" in str(caught.value)) == (name == "clipped")
 
 
 def test_factors_are_read_where_the_basis_is_none():
@@ -240,6 +254,58 @@ def test_a_leaf_that_is_raveled_has_a_full_matrix():
     q = dense_basis(moment.basis["w"], (4, 3))
     read = q @ np.diag(np.ravel(l2m.moments.debiased(moment)["w"])) @ q.T
     np.testing.assert_allclose(read, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+# --- Others --------------------------------------------------------------------------------------
+
+
+def test_fitted_roots_of_an_inverse_are_refused():
+    with pytest.raises(TypeError, match="track_second_moment"):
+        l2m.identify(kron(1e-3), PARAMS)
+
+
+def test_what_is_no_transformation_of_gradients_is_refused():
+    """As the optimizer of kfac-jax, which takes parameters, data and a key, and differentiates."""
+
+    class Optimizer:
+        def init(self, params, rng, batch):
+            raise NotImplementedError
+
+        def step(self, params, state, rng, batch):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match="init and update"):
+        l2m.identify(Optimizer(), PARAMS)
+
+
+def test_the_posterior_of_ivon_is_of_its_own_scale(regression):
+    """Its Hessian is that of the mean loss: F is the effective sample size times it."""
+    x, y, optimum = regression
+    ess, decay = len(x), 1e-3
+    told = {"ess": ess, "weight_decay": decay}
+    tx = ivon(0.01, b2=0.999, hess_init=10.0, **told)
+
+    def loss(params):
+        return 0.5 * jnp.mean(jnp.sum((y - x @ params["w"]) ** 2, axis=1)) / NOISE**2
+
+    def step(carry, key):
+        params, state = carry
+        there, state = ivon_draw(key, params, state, **told)
+        updates, state = tx.update(jax.grad(loss)(there), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = {"w": jnp.asarray(optimum, jnp.float32)}
+    keys = jax.random.split(jax.random.key(0), 8000)
+    (params, state), _ = jax.jit(lambda *a: jax.lax.scan(step, *a))((params, tx.init(params)), keys)
+    moment = l2m.SecondMoment(state[0].hess)
+    posterior = l2m.laplace(params, moment, num_data=ess, batch_size=1, prior_precision=ess * decay)
+    own = 1 / (ess * (state[0].hess["w"] + decay))
+    np.testing.assert_allclose(l2m.variance(posterior)["w"], own, rtol=1e-5)
+    hessian = np.repeat(np.sum(np.square(x), axis=0), 2).reshape(4, 2) / NOISE**2
+    f = l2m.posterior.data_precision(posterior)["w"]
+    np.testing.assert_allclose(f, hessian, rtol=0.2)
+    with pytest.raises(TypeError, match="no update of any second moment"):
+        l2m.identify(tx, params)
 
 
 # --- A linear regression, whose Fisher is known --------------------------------------------------

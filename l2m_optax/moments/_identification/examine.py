@@ -22,10 +22,7 @@ from l2m_optax.moments._identification.probe import (
     record,
 )
 from l2m_optax.moments._identification.trace import Program
-from l2m_optax.moments._identification.verdict import LeafMoment
-
-Moments = dict[str, LeafMoment | None]
-"""For the path of every parameter its moment."""
+from l2m_optax.moments._identification.verdict import Moments
 
 
 def examine(program: Program, scope: Scope) -> Moments:

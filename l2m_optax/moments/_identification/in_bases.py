@@ -16,15 +16,16 @@ import numpy as np
 
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.advance import Advance, advance_of, moved
-from l2m_optax.moments._identification.examine import Moments
+from l2m_optax.moments._identification.alike import of_all, representatives, scope_of
+from l2m_optax.moments._identification.attempt import reject
 from l2m_optax.moments._identification.neighbours import Neighbours
 from l2m_optax.moments._identification.plan import SIZES, Plan
-from l2m_optax.moments._identification.probe import Arrays, Probe, everything, record
+from l2m_optax.moments._identification.probe import Arrays, Probe, record
 from l2m_optax.moments._identification.recurrence import Recurrence, tolerance
 from l2m_optax.moments._identification.rotated import follows_products, products, rotated
 from l2m_optax.moments._identification.stand_ins import num_entries
-from l2m_optax.moments._identification.trace import Program, is_within, trace
-from l2m_optax.moments._identification.verdict import LeafMoment
+from l2m_optax.moments._identification.trace import Program, is_within, owner_around, trace
+from l2m_optax.moments._identification.verdict import LeafMoment, Moments
 
 _LENGTHS = (4, 6)
 _MOST_ENTRIES = 2**17
@@ -46,23 +47,29 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     Args:
       tx: the transformation.
       real: its program for the real shapes.
+
+    Raises:
+      TypeError: if only small gradients reach the moments as they are.
     """
     own = {leaf.shape for leaf in real.gradients.values()}
     if not any(_is_matrix(leaf.shape) and leaf.shape not in own for leaf in real.state.values()):
         return None
+    stands_for = representatives(real, owner_around)
+    probed = frozenset(stands_for.values())
     shapes = [_cut(real, longest) for longest in _LENGTHS]
-    first = _moments(tx, real, shapes[0])
+    first = _moments(tx, real, shapes[0], probed)
     if first is None or not any(moment and moment.matrices for moment in first.values()):
         return None
-    return first if shapes[1] == shapes[0] or first == _moments(tx, real, shapes[1]) else None
+    is_sure = shapes[1] == shapes[0] or first == _moments(tx, real, shapes[1], probed)
+    return of_all(first, stands_for) if is_sure else None
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and shape[-1] == shape[-2]
 
 
-def _moments(tx: Any, real: Program, shapes: PyTree) -> Moments | None:
-    """The moments of leaves that are cut to some shapes."""
+def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> Moments | None:
+    """The moments of some leaves, of parameters that are cut to some shapes."""
     if num_entries(shapes) > _MOST_ENTRIES:
         return None
     try:
@@ -71,7 +78,20 @@ def _moments(tx: Any, real: Program, shapes: PyTree) -> Moments | None:
         return None
     if program.state.keys() != real.state.keys() or _steps(program) != _steps(real):
         return None
-    return _assigned(record(program, everything(program), plan=_PLAN))
+    probe = record(program, scope_of(program, leaves, owner_around), plan=_PLAN)
+    found = _assigned(probe)
+    if found is None and _assigned(_smallest(probe)) is not None:
+        reject("one of gradients that are clipped, or changed otherwise, when they are large")
+    return found
+
+
+def _smallest(probe: Probe) -> Probe:
+    """The run with the smallest gradients alone."""
+    run = slice(i := int(np.argmin(_PLAN.scales)), i + 1)
+    states, means = (
+        {path: array[:, run] for path, array in of.items()} for of in (probe.states, probe.means)
+    )
+    return probe._replace(states=states, means=means)
 
 
 def _cut(program: Program, longest: int) -> PyTree:
@@ -178,13 +198,14 @@ class _Matcher:
         """For each axis the first array that follows the products along it, if there is one."""
         found: dict[str, Recurrence] = {}
         for axis in range(g.ndim - 2):
-            p = products(g, axis)
-            for path, m in held.items():
-                if m.shape[1:] == p.shape[1:] and path not in found:
-                    law = follows_products(m, p, self._allowed)
-                    if law is not None:
-                        found[path] = law
-                        break
+            sides = (g.shape[2 + axis],) * 2
+            of_size = {p: m for p, m in held.items() if m.shape[2:] == sides and p not in found}
+            along = products(g, axis) if of_size else g
+            for path, m in of_size.items():
+                law = follows_products(m, along, self._allowed)
+                if law is not None:
+                    found[path] = law
+                    break
         return list(found.items())
 
     def _told(

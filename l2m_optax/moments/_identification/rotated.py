@@ -122,11 +122,13 @@ def _sides(
     """For each axis the matrices with which the sums over the others come out right."""
     for axis in range(n.ndim - 2):
         others = tuple(2 + i for i in range(n.ndim - 2) if i != axis)
-        sums, p = n.sum(axis=others), products(g, axis)
-        plain = _expected(sums, np.einsum("...ii->...i", p), law)
+        sums, size = n.sum(axis=others), n.shape[2 + axis]
+        plain = _expected(sums, np.square(g).sum(axis=others), law)
         found: list[str | None] = [None] if _is_close(sums[1:], plain, moves) else []
-        for path, q in used.items():
-            if q.shape[2:] == p.shape[2:] and _is_orthogonal(q, moves):
+        of_size = {path: q for path, q in used.items() if q.shape[2:] == (size, size)}
+        p = products(g, axis) if of_size else g
+        for path, q in of_size.items():
+            if _is_orthogonal(q, moves):
                 squares = np.einsum("...ji,...jk,...ki->...i", q, p, q, optimize=True)
                 expected = np.sort(_expected(sums, squares, law), axis=-1)
                 if _is_close(np.sort(sums[1:], axis=-1), expected, moves):

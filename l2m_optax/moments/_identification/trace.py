@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,18 @@ def suffixes(where: str) -> list[str]:
 def owner(path: str, leaves: Container[str]) -> str | None:
     """The leaf that an array belongs to: the one whose path ends its own; or `None`."""
     return next((suffix for suffix in suffixes(path) if suffix in leaves), None)
+
+
+def owner_around(path: str, leaves: Collection[str]) -> str | None:
+    """The leaf that an array belongs to, at whose path it lies or below."""
+    below = (leaf for leaf in leaves if is_within(path, leaf))
+    return owner(path, leaves) or max(below, key=len, default=None)
+
+
+def renamed(path: str, leaf: str, other: str) -> str:
+    """The path of an array of one leaf, as that of another one's."""
+    before, _, after = path.rpartition(leaf) if leaf else (path, "", "")
+    return before + other + after
 
 
 def is_within(path: str, leaf: str) -> bool:

@@ -56,6 +56,10 @@ class LeafMoment(NamedTuple):
         return self.kind not in ("unbiased", "factored")
 
 
+Moments = dict[str, LeafMoment | None]
+"""For the path of every parameter its moment."""
+
+
 class Identification(NamedTuple):
     """What `identify` found: plain hashable data.
 
