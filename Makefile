@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
-	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-softmax \
+	bench-batch-size bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-soap bench-softmax \
 	bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
@@ -131,6 +131,9 @@ bench-evidence: .venv/.dev ## compare the evidence's weight decay with a grid of
 
 bench-softmax: .venv/.dev ## compare ways to average a softmax over Gaussian logits
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/softmax.py
+
+bench-soap: .venv/.dev ## measure what older bases cost in SOAP's moment, into benchmarks/results
+	@JAX_PLATFORMS=cpu $(PY) benchmarks/soap.py
 
 bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
 	@$(PY) benchmarks/temperature.py

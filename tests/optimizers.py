@@ -56,6 +56,34 @@ REFUSED = {
     "sophia": "a Hessian",
     "yogi": "no mean, in Adam's own state",
 }
+# Optimizers that are not optax's own: how they are read, and what they hold. Those that have a
+# function in tests/second_order.py are made there from the papers.
+MATRICES = {
+    "soap": (
+        "read",
+        "a mean of squares in the basis that it keeps, `exp_avg_sq` with `Q`; the count leaves out "
+        "the first gradient, which gives the basis alone, and steps at which the squares wait",
+    ),
+    "shampoo": (
+        "read",
+        "sums or means of products of the gradient along each axis; the moment is their Kronecker "
+        "product, without what they start from (`epsilon`) and without the roots",
+    ),
+    "kron": (
+        "refused",
+        "roots of an inverse (PSGD), fitted by steps and random vectors; nothing says over how "
+        "many gradients they look back",
+    ),
+    "ivon": (
+        "refused",
+        "a Hessian, made of gradients at drawn weights; read by hand, see below",
+    ),
+    "kfac-jax": (
+        "refused",
+        "no transformation of gradients: its factors are of inputs and cotangents; read by hand, "
+        "see below",
+    ),
+}
 # Public, and no optimizers: what they are instead.
 NOT_OPTIMIZERS = {
     "a wrapper or a container": (

@@ -19,7 +19,7 @@ from l2m_optax._support.trees import words
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.memory import Memory
 from l2m_optax.moments._identification.plain import plain_tracking
-from l2m_optax.moments._identification.trace import extended, gradient_tree
+from l2m_optax.moments._identification.trace import extended, gradient_tree, is_within
 from l2m_optax.moments._identification.verdict import Identification
 from l2m_optax.moments._identify import identify
 from l2m_optax.moments._layouts import declares_moment, several
@@ -112,7 +112,7 @@ def _innermost(state: PyTree) -> Iterator[tuple[tuple[Any, ...], Any]]:
 def _owned(path: Any, node: Any, owners: Sequence[str]) -> list[tuple[str, str]]:
     """The floating-point arrays of a node at the path of a parameter, each with that parameter."""
     found = ((path_name(path, "") + below, leaf) for below, leaf in _arrays(node))
-    pairs = ((where, _owner(where, owners)) for where, leaf in found if _is_float(leaf))
+    pairs = ((where, _owner(where, leaf, owners)) for where, leaf in found if _is_float(leaf))
     return [(where, owner) for where, owner in pairs if owner is not None]
 
 
@@ -125,11 +125,13 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     return [(path_name(p, ""), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _owner(path: str, owners: Sequence[str]) -> str | None:
-    """The parameter at whose path an array of the state lies."""
+def _owner(path: str, leaf: Any, owners: Sequence[str]) -> str | None:
+    """The parameter at whose path an array of the state lies, or a matrix below it."""
     if ".hyperparams[" in path:
         return None
-    return max((owner for owner in owners if path.endswith(owner)), key=len, default=None)
+    at = [owner for owner in owners if path.endswith(owner)]
+    below = [owner for owner in owners if leaf.ndim > 1 and is_within(path, owner)]
+    return max(at or below, key=len, default=None)
 
 
 def _is_float(leaf: Any) -> bool:

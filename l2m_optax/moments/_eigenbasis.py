@@ -61,18 +61,18 @@ def in_eigenbases(nu: PyTree, factors: PyTree) -> tuple[PyTree, PyTree]:
     """
     leaves, treedef = jax.tree.flatten(nu)
     held = [one or Factors(None, None) for one in subtrees(factors, nu)]
-    sides = _eigh([side for one in held for side in one])
+    sides = eigen([side for one in held for side in one])
     triples = zip(leaves, sides[::2], sides[1::2], strict=True)
     pairs = [_kronecker(leaf, left, right) for leaf, left, right in triples]
     moved, basis = (jax.tree.unflatten(treedef, part) for part in zip(*pairs, strict=True))
     return moved, basis
 
 
-_Eigen = tuple[Array, Array] | None
+Eigen = tuple[Array, Array] | None
 
 
 @jax.jit
-def _kronecker(nu: Array, left: _Eigen, right: _Eigen) -> tuple[Array, Basis | None]:
+def _kronecker(nu: Array, left: Eigen, right: Eigen) -> tuple[Array, Basis | None]:
     """The Kronecker product of the eigenvalues with the trace of `nu`, and the eigenvectors.
 
     A side without a factor stays as it is, and has the sums of `nu` for eigenvalues.
@@ -84,25 +84,25 @@ def _kronecker(nu: Array, left: _Eigen, right: _Eigen) -> tuple[Array, Basis | N
     rows = jnp.sum(folded, axis=-1) if left is None else left[0]
     columns = jnp.sum(folded, axis=-2) if right is None else right[0]
     total = jnp.sum(folded, axis=(-2, -1))[..., None, None]
-    product = _shares(rows)[..., :, None] * _shares(columns)[..., None, :]
+    product = shares(rows)[..., :, None] * shares(columns)[..., None, :]
     moment = jnp.reshape(total * product, nu.shape)
     return moved_to(moment, explicit_sharding(nu)), basis
 
 
-def _shares(values: Array) -> Array:
+def shares(values: Array) -> Array:
     """Eigenvalues divided by their sum; rounding makes some negative, and these become 0."""
     values = jnp.where(values < 0, 0.0, values)  # NaN stays
     total = jnp.sum(values, axis=-1, keepdims=True)
     return values / jnp.where(total == 0, 1.0, total)
 
 
-def _eigh(matrices: Sequence[Array | None]) -> list[_Eigen]:
+def eigen(matrices: Sequence[Array | None]) -> list[Eigen]:
     """The eigenvalues and eigenvectors of each matrix or stack; one call for each size."""
     alike: dict[tuple[int, jnp.dtype], dict[int, Array]] = defaultdict(dict)
     for i, matrix in enumerate(matrices):
         if matrix is not None:
             alike[matrix.shape[-1], matrix.dtype][i] = matrix
-    found: list[_Eigen] = [None] * len(matrices)
+    found: list[Eigen] = [None] * len(matrices)
     for members in alike.values():
         for i, pair in zip(members, _decompose(list(members.values())), strict=True):
             found[i] = pair

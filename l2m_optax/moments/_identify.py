@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from l2m_optax._support.types import PyTree
+from l2m_optax.moments._identification.attempt import check_transformation
 from l2m_optax.moments._identification.memory import Memory
 from l2m_optax.moments._identification.plain import plain_tracking
 from l2m_optax.moments._identification.probe import enable_x64
@@ -26,13 +27,13 @@ _VERDICTS: Memory[Identification] = Memory(64)
 def identify(tx: Any, params: PyTree) -> Identification:
     r"""Run a transformation on a few known gradients and say what its second moment is.
 
-    Several runs of random gradients, a millionfold smaller and larger among them, are made in
-    float64 on parameters of 1. Leaves of up to 65,536 entries together are probed in their own
-    shapes; larger ones are cut, and the program that JAX traces for the real shapes must be the
-    same but for the lengths of axes: no number and no step in it may go by the size of a leaf or
-    the place of an entry. Leaves that are treated alike are probed once. The counts jump far ahead
-    during a run, so that schedules show. The verdict is remembered for the next call with the same
-    `tx` and the same structure and shapes.
+    Several runs of random gradients, a millionfold smaller and larger among them, are made on
+    parameters of 1, in float64, or in float32 if `tx` is written for that alone. Leaves of up to
+    65,536 entries together are probed in their own shapes; larger ones are cut, and the program
+    that JAX traces for the real shapes must be the same but for the lengths of axes: no number and
+    no step in it may go by the size of a leaf or the place of an entry. Leaves that are treated
+    alike are probed once. The counts jump far ahead during a run, so that schedules show. The
+    verdict is remembered for the next call with the same `tx` and the same structure and shapes.
 
     An array $n$ of the state that lies at a parameter's path is its second moment if there are
     $d$, $c$ with
@@ -41,8 +42,11 @@ def identify(tx: Any, params: PyTree) -> Identification:
 
     for every entry, update and run. Then $\mathbb{E}[n_t] = r^2 (1 - d^t)\, \mathbb{E}[g^2]$. Sums,
     means whose weights sum to 1 from the first update on, means about the running mean, and means
-    of extrapolated gradients are found the same way. A running maximum, a momentum or a moment of
-    clipped, normalised or decayed gradients fits none of them.
+    of extrapolated gradients are found the same way. If the state keeps matrices, such a law is
+    also looked for in their bases, $n_t = d\, n_{t-1} + c\,(Q^\top g_t)^2$ with an orthogonal Q for
+    each axis of the leaf (SOAP), and for products, $M_t = d\, M_{t-1} + c\, G_t G_t^\top$ for each
+    axis (Shampoo); such arrays may move only at every k-th count. A running maximum, a momentum or
+    a moment of clipped, normalised or decayed gradients fits none of them.
 
     Args:
       tx: any optax transformation, or `optax.MultiSteps`.
@@ -65,6 +69,7 @@ def identify(tx: Any, params: PyTree) -> Identification:
       >>> moment.path, moment.kind, round(moment.decay, 6), moment.count
       ("[0].nu['w']", 'mean', 0.95, '[0].count')
     """
+    check_transformation(tx)
     return _VERDICTS.verdict(tx, params, _in_a_thread)
 
 

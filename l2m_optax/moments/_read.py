@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.trees import statistics_dtype, words
 from l2m_optax._support.types import Array, ArrayLike, PyTree
+from l2m_optax.moments._axes import basis_of_axes, moment_of_products
+from l2m_optax.moments._basis import Basis
 from l2m_optax.moments._factored import rows_and_columns
 from l2m_optax.moments._identification.verdict import Identification, LeafMoment
 from l2m_optax.moments._moment import (
@@ -28,6 +31,9 @@ _ENTRY = re.compile(
     re.VERBOSE,
 )
 """One entry of a path as `jax.tree_util.keystr` writes it."""
+
+_FLAT = re.compile(r"<flat index (?P<index>\d+)>")
+"""The entry for a child of a node that gives its children no keys."""
 
 
 class _Scale(NamedTuple):
@@ -70,28 +76,31 @@ def read(
     arrays = {words(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
     parts = {_part(m): _scale(m, arrays, decay, count) for m in found.moments}
     scales = [None if m is None else parts[_part(m)] for m in found.leaves]
-    one = next(iter(parts.values()))
     alone = len(parts) == 1
-    nu = [_array(i, found, arrays) for i in range(len(scales))]
+    pairs = [_with_basis(i, found, arrays, scale) for i, scale in enumerate(scales)]
+    nu, basis = zip(*pairs, strict=True)
+    scales = [s and _after_reading(m, s) for m, s in zip(found.leaves, scales, strict=True)]
+    one = next(scale for scale in scales if scale is not None)
     moment = SecondMoment(
-        nu=found.treedef.unflatten(nu),
+        nu=_tree(found, nu),
         weight=one.weight if alone else _tree(found, [s and s.weight for s in scales]),
         count=one.count if alone else None,
         decay=one.decay if alone else None,
         offset=one.offset if alone else _tree(found, [s and s.offset for s in scales]),
         micro_steps=_micro_steps(found),
+        basis=_tree(found, basis) if any(basis) else None,
     )
     return _with_mean(moment, found, arrays, mean_decay) if alone else moment
 
 
-def _tree(found: Identification, leaves: list[Any]) -> PyTree:
+def _tree(found: Identification, leaves: Sequence[Any]) -> PyTree:
     return found.treedef.unflatten(leaves)
 
 
 def _part(moment: LeafMoment) -> LeafMoment:
     """What the arrays of one part of the optimizer share."""
     kind = "unbiased" if moment.kind == "factored" else moment.kind
-    return moment._replace(path="", mean=None, kind=kind)
+    return moment._replace(path="", mean=None, kind=kind, matrices=())
 
 
 def _scale(
@@ -126,14 +135,21 @@ def _scale(
     return _Scale(updated_weight(weight, count), offset, count, decay)
 
 
+def _after_reading(moment: LeafMoment | None, scale: _Scale) -> _Scale:
+    """The scale of what was read: from products the offset has been taken away already."""
+    return scale._replace(offset=0.0) if moment is not None and moment.products else scale
+
+
 def _count(
     moment: LeafMoment, arrays: dict[tuple[str, ...], Any], given: ArrayLike | None
 ) -> ArrayLike | None:
-    """The number of updates: the state's, or else the caller's."""
+    """The number of updates that the moment has seen: the state's, or else the caller's."""
     count = given
     if moment.count is not None:
         held = _held(moment.count, arrays)
         count = held if moment.first_count == 0 else held - moment.first_count
+        if (moment.first, moment.every) != (1, 1):
+            count = jnp.maximum(count - moment.first + moment.every, 0) // moment.every
     node = "" if moment.count is None else moment.count.rpartition(".")[0]
     check_updated(f"opt_state{node}", count)
     return count
@@ -155,6 +171,9 @@ def _keys(path: str) -> list[str]:
 
 
 def _unquoted(key: str) -> str:
+    flat = _FLAT.fullmatch(key)
+    if flat is not None:
+        return flat["index"]
     return str(ast.literal_eval(key)) if key[:1] in ("'", '"') else key
 
 
@@ -184,6 +203,26 @@ def _check_settled(moment: LeafMoment, count: ArrayLike) -> None:
         got = f"{count}, of which {np.max(early):.0%} show the mean gradient"
         remedy = "train longer, or pass tx of an optimizer that does not subtract a running mean"
         raise ValueError(complaint("opt_state.count", "enough updates", got, remedy))
+
+
+def _with_basis(
+    index: int,
+    found: Identification,
+    arrays: dict[tuple[str, ...], Any],
+    scale: _Scale | None,
+) -> tuple[Any, Basis | None]:
+    """The array of one leaf, and the basis of its squares if it has one."""
+    moment, shape = found.leaves[index], found.shapes[index]
+    if moment is None or scale is None or not moment.matrices:
+        return _array(index, found, arrays), None
+    matrices = [None if path is None else _held(path, arrays) for path in moment.matrices]
+    if moment.products:
+        held = [matrix for matrix in matrices if matrix is not None]
+        nu, basis = moment_of_products(held, scale.offset)
+    else:
+        nu = _held(moment.path, arrays)
+        basis = basis_of_axes(jnp.shape(nu), matrices)
+    return nu if jnp.shape(nu) == shape else jnp.reshape(nu, shape), basis
 
 
 def _array(index: int, found: Identification, arrays: dict[tuple[str, ...], Any]) -> Any:
@@ -234,6 +273,7 @@ def _with_mean(
     first = found.moments[0]
     decay = first.mean_decay if decay is None else decay
     unusual = first.whole or first.kind != "mean" or first.rescaling != 1.0
+    unusual = unusual or moment.basis is not None
     if first.mean is None or decay is None or moment.count is None or unusual:
         return moment
     mu = [None if m is None else _held(str(m.mean), arrays) for m in found.leaves]

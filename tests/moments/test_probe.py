@@ -5,10 +5,8 @@ import numpy as np
 import optax
 import pytest
 
+from l2m_optax.moments._identification.plan import JUMPS, SCALES, SIZES
 from l2m_optax.moments._identification.probe import (
-    JUMPS,
-    SCALES,
-    SIZES,
     enable_x64,
     everything,
     record,

@@ -58,6 +58,12 @@ def test_what_is_no_mean_of_squares(name):
     assert rec.second_order(follow(X, 0.0, NONE[name]), X, EXACT) is None
 
 
+@pytest.mark.parametrize("decay", [0.9, 1.001])
+def test_what_moves_without_any_gradient_is_no_mean_of_them(decay):
+    falling = follow(X, 10.0, lambda n, x, t: decay * n + 1e-14 * x)
+    assert rec.second_order(falling, X, EXACT) is None
+
+
 def test_one_value_of_very_many_is_seen():
     x = np.square(np.random.default_rng(0).normal(size=(8, 5, 3001)))
     n = follow(x, 0.0, MEAN["mean"][1])

@@ -27,6 +27,19 @@ def attempt(function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         raise TypeError(complaint("tx", expected, got, remedy)) from error
 
 
+def check_transformation(tx: Any) -> None:
+    """Refuse what is given no gradients, as the optimizer of kfac-jax, which differentiates itself.
+
+    Raises:
+      TypeError: if `tx` has no ``init`` or no ``update``.
+    """
+    is_wrapper = hasattr(tx, "gradient_transformation")
+    if not is_wrapper and not (hasattr(tx, "init") and hasattr(tx, "update")):
+        expected = "a transformation of gradients, with init and update"
+        remedy = "pass the moment yourself: l2m_optax.SecondMoment, with its basis if it has one"
+        raise TypeError(complaint("tx", expected, type(tx).__name__, remedy))
+
+
 def reject(got: str) -> NoReturn:
     """Refuse a transformation whose moment is `got`.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2m_optax.moments._identification.probe import SCALES, Probe
+from l2m_optax.moments._identification.plan import SCALES
+from l2m_optax.moments._identification.probe import Probe
 
 
 def clipping_effect(probe: Probe, paths: Sequence[str]) -> str:

@@ -13,19 +13,16 @@ from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.assign import assign
 from l2m_optax.moments._identification.attempt import TRACK, attempt
 from l2m_optax.moments._identification.clipping import clipping_effect
+from l2m_optax.moments._identification.plan import SCALES
 from l2m_optax.moments._identification.probe import (
     MOST_MICRO_STEPS,
-    SCALES,
     Arrays,
     Probe,
     Scope,
     record,
 )
 from l2m_optax.moments._identification.trace import Program
-from l2m_optax.moments._identification.verdict import LeafMoment
-
-Moments = dict[str, LeafMoment | None]
-"""For the path of every parameter its moment."""
+from l2m_optax.moments._identification.verdict import Moments
 
 
 def examine(program: Program, scope: Scope) -> Moments:

@@ -20,15 +20,15 @@ def key_of(tx: Any, params: PyTree) -> Hashable | None:
     """What a verdict depends on: the functions of `tx`, the structure and shapes of `params`.
 
     The functions are held by weak references, which equal no other once the function is gone.
-    `None` if something has no hash or no weak reference.
+    `None` if something has no hash or no weak reference, or `tx` is no transformation.
     """
-    functions = (tx,) if hasattr(tx, "gradient_transformation") else (tx.init, tx.update)
     leaves, treedef = jax.tree.flatten(params)
     try:
+        functions = (tx,) if hasattr(tx, "gradient_transformation") else (tx.init, tx.update)
         references = tuple(weakref.ref(function) for function in functions)
         key = (references, type(tx), treedef, tuple(jnp.shape(leaf) for leaf in leaves))
         hash(key)
-    except TypeError:
+    except (AttributeError, TypeError):
         return None
     return key
 

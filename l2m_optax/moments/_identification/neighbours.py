@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from l2m_optax.moments._identification import recurrence as _recurrence
-from l2m_optax.moments._identification.probe import JUMPS, Probe
+from l2m_optax.moments._identification.plan import UNDISTURBED
+from l2m_optax.moments._identification.probe import Probe
 from l2m_optax.moments._identification.trace import suffixes
 from l2m_optax.moments._identification.verdict import LeafMoment
 
@@ -110,4 +111,4 @@ def _is_near(value: Any, decay: float | None) -> bool:
 def _counts(n: np.ndarray) -> bool:
     """Whether a number goes up by 1 with every update, until the probe makes it jump."""
     whole = n.ndim == 2 and np.issubdtype(n.dtype, np.integer)
-    return bool(whole and np.all(np.diff(n[: min(JUMPS) + 1], axis=0) == 1))
+    return bool(whole and np.all(np.diff(n[: UNDISTURBED + 1], axis=0) == 1))

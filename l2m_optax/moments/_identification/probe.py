@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,17 +17,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax.moments._identification.places import sampled, thinned
+from l2m_optax.moments._identification.plan import Plan
 from l2m_optax.moments._identification.trace import Program
 
 # Until 0.8 it was in jax.experimental.
 enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
-SCALES = (1.0, 1e-6, 1e6, 3.0, 0.3)
-"""The size of the gradients of each run."""
-SIZES = (1.0, 1.0, 2e-2, 1.0, 1e-4, 1.0, 0.5, 1.0)
-"""The size of the gradients of each update; the small ones make a mean fall, a maximum stay."""
-JUMPS = {5: 1000, 6: 100_000, 7: 1_000_000_000}
-"""By how much the counts jump ahead before an update: what is on a schedule shows it."""
 MOST_MICRO_STEPS = 64
 """Calls after which a transformation that gathers gradients is given up."""
 _MOST_KEPT = 2**17
@@ -74,20 +71,24 @@ def everything(program: Program) -> Scope:
     return Scope(frozenset(program.state), frozenset(program.gradients))
 
 
-def record(program: Program, scope: Scope, *, size: float = 1.0) -> Probe:
+_PLAN = Plan()
+
+
+def record(program: Program, scope: Scope, *, size: float = 1.0, plan: Plan = _PLAN) -> Probe:
     """Run a transformation on random gradients, with parameters of 1.
 
     Args:
       program: the transformation on leaves of given shapes.
       scope: what is recorded.
       size: the value of the parameters: 0 shows what weight decay does to a moment.
+      plan: what gradients are given.
 
     Returns:
       The `Probe`.
     """
-    run = _runner(program, scope, size)
+    run = _runner(program, scope, size, plan.places)
     found = _micro_steps(run)
-    records = [_one_run(run, number, found or 1) for number in range(len(SCALES))]
+    records = [_one_run(run, number, found or 1, plan) for number in range(len(plan.scales))]
     names = [run.names[i] for i in run.numbers]
     means = dict(zip(run.leaves, _together(r.means for r in records), strict=True))
     lasts = dict(zip(run.leaves, _together(r.lasts for r in records), strict=True))
@@ -111,7 +112,7 @@ class _Runner(NamedTuple):
       numbers: the indices of those that are numbers; keys of random generators are none.
       shapes: the shapes of all gradients.
       leaves: the paths of the gradients that are recorded, with their indices.
-      most: how many entries of an array are kept.
+      keep: what is recorded of an array.
     """
 
     state: list[Any]
@@ -120,16 +121,16 @@ class _Runner(NamedTuple):
     numbers: list[int]
     shapes: list[tuple[int, ...]]
     leaves: dict[str, int]
-    most: int
+    keep: Callable[[np.ndarray], np.ndarray]
 
     def snapshot(self, state: list[Any]) -> list[np.ndarray]:
         """The values of the numbers in a state."""
-        return [_sampled(np.asarray(state[i]), self.most) for i in self.numbers]
+        return [self.keep(np.asarray(state[i])) for i in self.numbers]
 
     def kept(self, flat: np.ndarray) -> list[np.ndarray]:
         """The gradients that are recorded, out of all in one vector."""
         split = self.split(flat)
-        return [_sampled(split[i], self.most) for i in self.leaves.values()]
+        return [self.keep(split[i]) for i in self.leaves.values()]
 
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
         """The gradients of all leaves, out of one vector."""
@@ -138,30 +139,32 @@ class _Runner(NamedTuple):
         return [flat[start:end].reshape(shape) for start, end, shape in parts]
 
 
-def _runner(program: Program, scope: Scope, size: float) -> _Runner:
-    params = [size * jnp.ones(p.shape, jnp.float64) for p in program.params.values()]
+def _runner(program: Program, scope: Scope, size: float, places: int | None) -> _Runner:
+    params = [size * jnp.ones(p.shape) for p in program.params.values()]
     first = jax.tree.leaves(program.init(program.treedef.unflatten(params)))
     updated = {i: path for i, path in enumerate(program.state) if path in scope.state}
     function = jax.extend.core.jaxpr_as_fun(program.closed)
 
-    def step(state: list[Any], gradients: list[Any]) -> list[Any]:
+    @jax.jit
+    def following(state: list[Any], gradients: list[Any], params: list[Any]) -> list[Any]:
         whole = list(first)
         for i, leaf in zip(updated, state, strict=True):
             whole[i] = leaf
-        following = function(*whole, *gradients, *params)[len(first) :]
-        return [following[i] for i in updated]  # what is not asked for is not compiled
+        after = function(*whole, *gradients, *params)[len(first) :]
+        return [after[i] for i in updated]  # what is not asked for is not compiled
 
     state = [first[i] for i in updated]
     shapes = [g.shape for g in program.gradients.values()]
     total = sum(math.prod(shape) for shape in shapes)
+    most = _MOST_KEPT if total <= _MOST_KEPT else max(64, _MOST_KEPT // len(shapes))
     return _Runner(
         state,
-        jax.jit(step),
+        lambda state, gradients: following(state, gradients, params),
         list(updated.values()),
         [i for i, leaf in enumerate(state) if jnp.issubdtype(leaf.dtype, jnp.number)],
         shapes,
         {path: i for i, path in enumerate(program.gradients) if path in scope.leaves},
-        _MOST_KEPT if total <= _MOST_KEPT else max(64, _MOST_KEPT // len(shapes)),
+        partial(sampled, most=most) if places is None else partial(thinned, places=places),
     )
 
 
@@ -181,17 +184,17 @@ def _together(runs: Iterator[list[list[np.ndarray]]]) -> Iterator[np.ndarray]:
     return (np.array(array) for array in by_array)
 
 
-def _one_run(run: _Runner, number: int, micro_steps: int) -> _Run:
+def _one_run(run: _Runner, number: int, micro_steps: int, plan: Plan) -> _Run:
     state, record = run.state, _Run([run.snapshot(run.state)], [], [], set())
-    for update in range(len(SIZES)):
-        if update in JUMPS:
-            state = _disturbed(run, state, record.states, JUMPS[update])
+    for update, size in enumerate(plan.sizes):
+        if update in plan.jumps:
+            state = _disturbed(run, state, record.states, plan.jumps[update])
         started = run.snapshot(state) if micro_steps > 1 else []
         total: Any = 0.0
         for micro in range(micro_steps):
             if micro and micro == micro_steps - 1:
                 record.moving.update(_changed(started, run.snapshot(state)))
-            gradients = _gradients(run, number, update, micro)
+            gradients = size * plan.scales[number] * _gradients(run, number, update, micro)
             total = total + gradients
             state = run.step(state, run.split(gradients))
         record.states.append(run.snapshot(state))
@@ -217,7 +220,7 @@ def _gradients(run: _Runner, number: int, update: int, micro: int) -> np.ndarray
     rng = np.random.default_rng((number, update, micro))
     if micro % 2:
         signs = rng.choice([-1.0, 1.0], total) / 16.0
-    return rng.uniform(0.25, 2.0, total) * signs * (SCALES[number] * SIZES[update])
+    return rng.uniform(0.25, 2.0, total) * signs
 
 
 def _disturbed(
@@ -255,12 +258,17 @@ def _micro_steps(run: _Runner) -> int | None:
     1 where no array of the state waits for more calls, `None` where no number of calls is enough.
     """
     flat = _gradients(run, 0, 0, 0)
-    sizes = [run.split(flat), run.split(1e-6 * flat)]
-    states, before = [run.state, run.state], run.snapshot(run.state)
+    sizes = [run.split(size * flat) for size in (1.0, 1e-6, 0.0)]
+    states, before = [run.state] * len(sizes), run.snapshot(run.state)
     for step in range(1, MOST_MICRO_STEPS + 1):
         states = [run.step(s, g) for s, g in zip(states, sizes, strict=True)]
         after = [run.snapshot(state) for state in states]
-        if any(_is_quadratic(x - n, y - n) for n, x, y in zip(before, *after, strict=True)):
+        # What an array started from may fade by itself, as it does without any gradient.
+        if any(
+            _is_quadratic(x - base, y - base)
+            for n, x, y, z in zip(before, *after, strict=True)
+            for base in (n, z)
+        ):
             return step
         if step == 1 and not _waits(before, after[0]):
             return 1
@@ -282,10 +290,3 @@ def _is_quadratic(large: np.ndarray, small: np.ndarray) -> bool:
 
 def _is_float(array: np.ndarray) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
-
-
-def _sampled(array: np.ndarray, most: int) -> np.ndarray:
-    """The array, or `most` evenly spaced entries of it, first and last among them."""
-    if array.size <= most:
-        return array
-    return array.ravel()[np.linspace(0, array.size - 1, most).astype(int)]

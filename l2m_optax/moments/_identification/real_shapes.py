@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, NoReturn
 
 from l2m_optax._support.types import PyTree
 from l2m_optax.moments._factored import factored_shapes, rows_and_columns
-from l2m_optax.moments._identification.alike import representatives, scope_of, ways
+from l2m_optax.moments._identification.alike import of_all, representatives, scope_of, ways
 from l2m_optax.moments._identification.attempt import attempt, reject
-from l2m_optax.moments._identification.examine import Moments, examine
+from l2m_optax.moments._identification.examine import examine
 from l2m_optax.moments._identification.expressions import Expressions, Outputs, different, placed
+from l2m_optax.moments._identification.in_bases import moments_in_bases
+from l2m_optax.moments._identification.probe import enable_x64
 from l2m_optax.moments._identification.stand_ins import MOST_ENTRIES, cut, num_entries, small_leaves
 from l2m_optax.moments._identification.trace import Program, trace
-from l2m_optax.moments._identification.verdict import LeafMoment
+from l2m_optax.moments._identification.verdict import LeafMoment, Moments
 
 _LENGTHS = (2, 8, 32, 128)
 _FACTORED = 128  # adafactor factors from that length on
@@ -31,22 +33,32 @@ def moments_of(tx: Any, params: PyTree) -> Moments:
       TypeError: if it has none, or if they go by the sizes of leaves or the places of entries, and
         the leaves are too large to be probed.
     """
-    real = attempt(trace, tx, params)
+    try:
+        real = trace(tx, params)
+    except Exception:  # some are written for float32 alone
+        with enable_x64(False):
+            return _moments(tx, params, attempt(trace, tx, params))
+    return _moments(tx, params, real)
+
+
+def _moments(tx: Any, params: PyTree, real: Program) -> Moments:
+    in_bases = moments_in_bases(tx, real)
+    return _entrywise(tx, params, real) if in_bases is None else in_bases
+
+
+def _entrywise(tx: Any, params: PyTree, real: Program) -> Moments:
+    """The moments that follow the squares of the gradients entry by entry.
+
+    Raises:
+      TypeError: as `moments_of`.
+    """
     stands_for = representatives(real)
     probed = frozenset(stands_for.values())
     if num_entries(params) <= MOST_ENTRIES:
         found = examine(real, scope_of(real, probed))
     else:
         found = _Large(tx, real, probed).moments()
-    return {leaf: _of(leaf, other, found[other]) for leaf, other in stands_for.items()}
-
-
-def _of(leaf: str, other: str, moment: LeafMoment | None) -> LeafMoment | None:
-    """The moment of a leaf that is treated like another one."""
-    if moment is None or moment.whole:
-        return moment
-    mean = moment.mean and moment.mean.removesuffix(other) + leaf
-    return moment._replace(path=moment.path.removesuffix(other) + leaf, mean=mean)
+    return of_all(found, stands_for)
 
 
 class _Large(NamedTuple):

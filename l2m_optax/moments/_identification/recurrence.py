@@ -99,7 +99,7 @@ def lagged(n: np.ndarray, g: np.ndarray, allowed: float) -> tuple[float, float] 
 
 def _constant(n: np.ndarray, x: np.ndarray, initial: float, allowed: float) -> Recurrence | None:
     (d, c), error = _solve(n[1:], n[:-1], x)
-    if error > allowed or c <= 0:
+    if error > allowed or c <= 0 or _needs_no_gradient(n, allowed):
         return None
     noise = 10 * allowed
     if abs(d - 1) < 1e-12 or (abs(d - 1) < noise and abs(c - 1) < noise):
@@ -114,6 +114,12 @@ def _constant(n: np.ndarray, x: np.ndarray, initial: float, allowed: float) -> R
         # The share of the newest square is known to more digits than the decay.
         return Recurrence("mean", rounded(1 - c, allowed), initial, 1.0)
     return Recurrence("mean", rounded(d, allowed), initial, float(f"{np.sqrt(c / (1 - d)):.6g}"))
+
+
+def _needs_no_gradient(n: np.ndarray, allowed: float) -> bool:
+    """Whether an array only falls or grows by itself, as a Hessian that was never estimated."""
+    _, error = _solve(n[1:], n[:-1])
+    return error < 1e-2 * allowed
 
 
 def _normalised(n: np.ndarray, x: np.ndarray, initial: float, allowed: float) -> Recurrence | None:

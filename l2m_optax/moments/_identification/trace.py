@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +49,9 @@ def extended(tx: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def trace(tx: Any, params: PyTree) -> Program:
-    """The program of `tx` in float64, for parameters with the shapes of `params`.
+    """The program of `tx`, for parameters with the shapes of `params`.
+
+    It is in float64 where that is enabled, and in float32 elsewhere.
 
     Args:
       tx: the transformation.
@@ -97,7 +99,27 @@ def owner(path: str, leaves: Container[str]) -> str | None:
     return next((suffix for suffix in suffixes(path) if suffix in leaves), None)
 
 
+def owner_around(path: str, leaves: Collection[str]) -> str | None:
+    """The leaf that an array belongs to, at whose path it lies or below."""
+    below = (leaf for leaf in leaves if is_within(path, leaf))
+    return owner(path, leaves) or max(below, key=len, default=None)
+
+
+def renamed(path: str, leaf: str, other: str) -> str:
+    """The path of an array of one leaf, as that of another one's."""
+    before, _, after = path.rpartition(leaf) if leaf else (path, "", "")
+    return before + other + after
+
+
+def is_within(path: str, leaf: str) -> bool:
+    """Whether the path of an array goes through that of a parameter, and may end behind it."""
+    if not leaf:
+        return True
+    _, here, after = path.rpartition(leaf)
+    return bool(here) and after[:1] in ("", ".", "[")
+
+
 def _abstract(leaf: Any) -> Any:
-    """A leaf in float64; one entry stands in where there is none."""
+    """A leaf in the widest float; one entry stands in where there is none."""
     struct: Any = jax.ShapeDtypeStruct
-    return struct(tuple(max(d, 1) for d in jnp.shape(leaf)), jnp.float64)
+    return struct(tuple(max(d, 1) for d in jnp.shape(leaf)), jnp.result_type(float))

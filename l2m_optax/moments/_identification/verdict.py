@@ -24,6 +24,12 @@ class LeafMoment(NamedTuple):
       mean: path of the running mean of the gradients, or `None`.
       mean_decay: its decay.
       whole: whether the array is that of all parameters, raveled and joined (`optax.flatten`).
+      first: the count at the first update of the moment: 2 if the first gradient does not enter it.
+      every: by how much the count grows from one update of the moment to the next.
+      matrices: the paths of matrices, for each axis of the array one or `None`; empty where there
+        are none. They are the orthogonal matrices of the basis in which the squares are taken.
+      products: whether `matrices` are not a basis but means of the products of the gradient with
+        itself along each axis, from whose eigenvectors and eigenvalues the moment is made.
     """
 
     path: str
@@ -39,11 +45,19 @@ class LeafMoment(NamedTuple):
     mean: str | None = None
     mean_decay: float | None = None
     whole: bool = False
+    first: int = 1
+    every: int = 1
+    matrices: tuple[str | None, ...] = ()
+    products: bool = False
 
     @property
     def needs_debiasing(self) -> bool:
         """Whether the weights of the mean sum to less than 1."""
         return self.kind not in ("unbiased", "factored")
+
+
+Moments = dict[str, LeafMoment | None]
+"""For the path of every parameter its moment."""
 
 
 class Identification(NamedTuple):

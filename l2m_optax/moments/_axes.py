@@ -1,0 +1,69 @@
+r"""A basis, or products of the gradient, with a matrix for each axis: SOAP's state, and Shampoo's.
+
+`Basis` has two sides. The axes are split into two groups of neighbours, those whose matrices take
+the least memory, and the matrices of a group become one, their Kronecker product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+import jax.numpy as jnp
+
+from l2m_optax._support.trees import statistics_dtype
+from l2m_optax._support.types import Array, ArrayLike
+from l2m_optax.moments._basis import Basis
+from l2m_optax.moments._eigenbasis import eigen, shares
+
+
+def basis_of_axes(shape: Sequence[int], matrices: Sequence[Array | None]) -> Basis:
+    """The basis of an array with a matrix, or `None`, for each of its axes."""
+    if len(shape) == 1:
+        return Basis(matrices[0], None)
+    splits = range(1, len(shape))
+    best = min(
+        splits, key=lambda i: _entries(shape[:i], matrices) + _entries(shape[i:], matrices[i:])
+    )
+    left = _together(shape[:best], matrices[:best])
+    return Basis(left, _together(shape[best:], matrices[best:]))
+
+
+def _entries(shape: Sequence[int], matrices: Sequence[Array | None]) -> int:
+    """The entries of the matrix of a group of axes."""
+    held = [m for m, _ in zip(matrices, shape, strict=False) if m is not None]
+    return math.prod(shape) ** 2 if held else 0
+
+
+def _together(shape: Sequence[int], matrices: Sequence[Array | None]) -> Array | None:
+    """The Kronecker product of the matrices of neighbouring axes."""
+    if all(matrix is None for matrix in matrices):
+        return None
+    dtype = statistics_dtype(*(matrix for matrix in matrices if matrix is not None))
+    sides = [
+        jnp.eye(size, dtype=dtype) if matrix is None else jnp.asarray(matrix, dtype)
+        for size, matrix in zip(shape, matrices, strict=True)
+    ]
+    return reduce(jnp.kron, sides)
+
+
+def moment_of_products(matrices: Sequence[Array], offset: ArrayLike) -> tuple[Array, Basis]:
+    r"""The second moment that products of the gradient along each axis determine, in its basis.
+
+    With the eigenvalues $\lambda^{(a)}$ of the product along axis a, all of which have the sum t,
+    it is $t \prod_a \lambda^{(a)}_{i_a} / t$, as in `in_eigenbases`.
+
+    Args:
+      matrices: $\sum G_{(a)} G_{(a)}^\top$, for each axis one.
+      offset: what each holds besides, times the identity.
+
+    Returns:
+      The moment, with an axis for each matrix, and the basis.
+    """
+    precise = [jnp.asarray(matrix, statistics_dtype(matrix)) for matrix in matrices]
+    pairs = [pair for pair in eigen(precise) if pair is not None]
+    values = [jnp.where(w < offset, 0.0, w - offset) for w, _ in pairs]  # NaN stays
+    total = sum(jnp.sum(w) for w in values) / len(values)
+    moment = total * reduce(jnp.multiply.outer, [shares(w) for w in values])
+    return moment, basis_of_axes(moment.shape, [vectors for _, vectors in pairs])
