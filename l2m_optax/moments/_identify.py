@@ -42,8 +42,11 @@ def identify(tx: Any, params: PyTree) -> Identification:
 
     for every entry, update and run. Then $\mathbb{E}[n_t] = r^2 (1 - d^t)\, \mathbb{E}[g^2]$. Sums,
     means whose weights sum to 1 from the first update on, means about the running mean, and means
-    of extrapolated gradients are found the same way. A running maximum, a momentum or a moment of
-    clipped, normalised or decayed gradients fits none of them.
+    of extrapolated gradients are found the same way. If the state keeps matrices, such a law is
+    also looked for in their bases, $n_t = d\, n_{t-1} + c\,(Q^\top g_t)^2$ with an orthogonal Q for
+    each axis of the leaf (SOAP), and for products, $M_t = d\, M_{t-1} + c\, G_t G_t^\top$ for each
+    axis (Shampoo); such arrays may move only at every k-th count. A running maximum, a momentum or
+    a moment of clipped, normalised or decayed gradients fits none of them.
 
     Args:
       tx: any optax transformation, or `optax.MultiSteps`.

@@ -158,9 +158,9 @@ def test_soap_inside_wrappers(name):
     assert_is_mean(moment, grads[1:])
 
 
-def soap_that(change):
+def soap_that(change, **options):
     """SOAP of which something in the state is changed after every update."""
-    inner = soap(1e-3, every=3)
+    inner = soap(1e-3, every=3, **options)
 
     def update(g, state, params=None):
         updates, following = inner.update(g, state, params)
@@ -169,12 +169,14 @@ def soap_that(change):
     return optax.GradientTransformation(inner.init, update)
 
 
+def doubled(state):
+    return state._replace(exp_avg_sq=jax.tree.map(lambda v: 2 * v, state.exp_avg_sq))
+
+
 WRONG = {
     "clipped": lambda: optax.chain(optax.clip(1.0), soap(1e-3)),
     "normalized": lambda: optax.chain(optax.contrib.normalize(), soap(1e-3)),
-    "squares that are doubled": lambda: soap_that(
-        lambda s: s._replace(exp_avg_sq=jax.tree.map(lambda v: 2 * v, s.exp_avg_sq))
-    ),
+    "squares that are doubled": lambda: soap_that(doubled),
 }
 
 
@@ -183,6 +185,27 @@ def test_what_looks_like_soap_is_refused(name):
     with pytest.raises(TypeError, match="track_second_moment") as caught:
         l2m.identify(WRONG[name](), PARAMS)
     assert ("clipped" in str(caught.value)) == (name == "clipped")
+
+
+def test_the_factor_of_one_side_is_not_enough():
+    """Nothing says how the squares lie along the other side."""
+    tx = soap(1e-3, max_side=3)
+    kernel = {"w": PARAMS["w"]}
+    assert l2m.identify(tx, kernel).leaves[0].matrices[0] is None
+    wrong = soap_that(doubled, max_side=3)
+    with pytest.raises(TypeError, match="track_second_moment"):
+        l2m.identify(wrong, kernel)
+
+
+def test_soap_is_read_under_jit():
+    tx = soap(1e-3, every=100)
+    state = states(tx, gradients(5))[-1]
+    expected = l2m.second_moment(state, PARAMS, tx=tx)
+    read = jax.jit(lambda s: l2m.second_moment(s, PARAMS, tx=tx))(state)
+    np.testing.assert_allclose(read.nu["w"], expected.nu["w"], rtol=1e-6)
+    np.testing.assert_allclose(read.weight, expected.weight, rtol=1e-5)
+    early = jax.jit(lambda s: l2m.second_moment(s, PARAMS, tx=tx).weight)(tx.init(PARAMS))
+    assert jnp.isnan(early)
 
 
 def test_factors_are_read_where_the_basis_is_none():
