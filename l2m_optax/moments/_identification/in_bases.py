@@ -58,14 +58,14 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     probed = frozenset(stands_for.values())
     shapes = [_cut(real, longest) for longest in _LENGTHS]
     first = _moments(tx, real, shapes[0], probed)
-    if first is None or not any(moment and moment.matrices for moment in first.values()):
+    if first is None or not _is_in_bases(first):
         return None
     is_sure = shapes[1] == shapes[0] or first == _moments(tx, real, shapes[1], probed)
     return of_all(first, stands_for) if is_sure else None
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-1] == shape[-2]
+    return len(shape) > 1 and shape[-1] == shape[-2] > 1
 
 
 def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> Moments | None:
@@ -80,9 +80,14 @@ def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> 
         return None
     probe = record(program, scope_of(program, leaves, owner_around), plan=_PLAN)
     found = _assigned(probe)
-    if found is None and _assigned(_smallest(probe)) is not None:
-        reject("one of gradients that are clipped, or changed otherwise, when they are large")
+    if found is None and _is_in_bases(_assigned(_smallest(probe))):
+        reject("one of gradients that are clipped when they are large")
     return found
+
+
+def _is_in_bases(found: Moments | None) -> bool:
+    """Whether all was found, and some in a basis."""
+    return found is not None and any(moment and moment.matrices for moment in found.values())
 
 
 def _smallest(probe: Probe) -> Probe:
@@ -252,5 +257,7 @@ def _views(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _is_view(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
     """Whether the axes of an array are those of a leaf, or groups of neighbours of them."""
+    if len(shape) > len(leaf) + 1:  # what is out of sight has more
+        return False
     ends, own = (set(np.cumprod((1, *of)).tolist()) for of in (leaf, shape))
     return own <= ends and max(own) == max(ends)

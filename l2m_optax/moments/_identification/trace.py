@@ -111,8 +111,8 @@ def renamed(path: str, leaf: str, other: str) -> str:
 
 def is_within(path: str, leaf: str) -> bool:
     """Whether the path of an array goes through that of a parameter, and may end behind it."""
-    _, here, after = path.rpartition(leaf)
-    return bool(here or not leaf) and after[:1] in ("", ".", "[")
+    _, here, after = path.rpartition(leaf) if leaf else ("", path, "")
+    return bool(here) and after[:1] in ("", ".", "[")
 
 
 def _abstract(leaf: Any) -> Any:
