@@ -40,11 +40,10 @@ correlations. Axes that have a matrix are cut for that, so that large networks t
 |---|---|---|
 """
 NOTES = """
-The tests hold these rows for programs written from the papers, because no package of PyPI has them
-for the present JAX. There is no soap-jax, ivon-optax or blrax. distributed-kron 2.0.0, psgd-jax
-0.2.9, precondition-opt 0.3.0, optax-shampoo 0.0.6 and kfac-jax 0.0.8 fail with JAX 0.10 and optax
-0.2.8 when they are imported or first run. psgdax 0.1.1 fails in float64, in which `identify` runs
-them, and rollfast 0.2.1 runs; both are PSGD, and both are refused.
+The tests hold these rows for programs written from the papers, and for the kron of psgdax. PyPI has
+no soap-jax, ivon-optax or blrax; distributed-kron 2.0.0, psgd-jax 0.2.9, precondition-opt 0.3.0,
+optax-shampoo 0.0.6 and kfac-jax 0.0.8 fail with JAX 0.10 and optax 0.2.8 when they are imported or
+first run.
 
 **SOAP's older squares belong to older bases.** The basis is turned every few steps, and a square
 stays as it was taken. Nothing in the state can undo this. It matters little where the basis hardly

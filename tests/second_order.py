@@ -21,7 +21,17 @@ class SoapState(NamedTuple):
     Q: Any
 
 
-def soap(learning_rate, *, b1=0.95, b2=0.95, every=10, max_side=10_000, waits=False, sort=True):
+def soap(
+    learning_rate,
+    *,
+    b1=0.95,
+    b2=0.95,
+    every=10,
+    max_side=10_000,
+    waits=False,
+    sort=True,
+    dtype=None,
+):
     """Vyas et al., SOAP: improving and stabilizing Shampoo using Adam (2024), algorithm 3.
 
     Args:
@@ -31,6 +41,7 @@ def soap(learning_rate, *, b1=0.95, b2=0.95, every=10, max_side=10_000, waits=Fa
       every: the basis is turned every so many steps.
       max_side: a longer axis has no basis.
       waits: whether the squares too are advanced only when the basis is turned.
+      dtype: that of the matrices, by default the parameters'.
       sort: whether the columns of the basis are ordered by their eigenvalues when it is turned.
     """
 
@@ -38,7 +49,7 @@ def soap(learning_rate, *, b1=0.95, b2=0.95, every=10, max_side=10_000, waits=Fa
         def matrices(p):
             kept = [p.ndim > 1 and size <= max_side for size in p.shape]
             return tuple(
-                jnp.zeros((size, size), p.dtype) if keeps else None
+                jnp.zeros((size, size), dtype or p.dtype) if keeps else None
                 for size, keeps in zip(p.shape, kept, strict=True)
             )
 

@@ -27,13 +27,13 @@ _VERDICTS: Memory[Identification] = Memory(64)
 def identify(tx: Any, params: PyTree) -> Identification:
     r"""Run a transformation on a few known gradients and say what its second moment is.
 
-    Several runs of random gradients, a millionfold smaller and larger among them, are made in
-    float64 on parameters of 1. Leaves of up to 65,536 entries together are probed in their own
-    shapes; larger ones are cut, and the program that JAX traces for the real shapes must be the
-    same but for the lengths of axes: no number and no step in it may go by the size of a leaf or
-    the place of an entry. Leaves that are treated alike are probed once. The counts jump far ahead
-    during a run, so that schedules show. The verdict is remembered for the next call with the same
-    `tx` and the same structure and shapes.
+    Several runs of random gradients, a millionfold smaller and larger among them, are made on
+    parameters of 1, in float64, or in float32 if `tx` is written for that alone. Leaves of up to
+    65,536 entries together are probed in their own shapes; larger ones are cut, and the program
+    that JAX traces for the real shapes must be the same but for the lengths of axes: no number and
+    no step in it may go by the size of a leaf or the place of an entry. Leaves that are treated
+    alike are probed once. The counts jump far ahead during a run, so that schedules show. The
+    verdict is remembered for the next call with the same `tx` and the same structure and shapes.
 
     An array $n$ of the state that lies at a parameter's path is its second moment if there are
     $d$, $c$ with

@@ -32,6 +32,9 @@ _ENTRY = re.compile(
 )
 """One entry of a path as `jax.tree_util.keystr` writes it."""
 
+_FLAT = re.compile(r"<flat index (?P<index>\d+)>")
+"""The entry for a child of a node that gives its children no keys."""
+
 
 class _Scale(NamedTuple):
     """What undoes the bias of one array: ``(nu - offset) / weight``."""
@@ -168,6 +171,9 @@ def _keys(path: str) -> list[str]:
 
 
 def _unquoted(key: str) -> str:
+    flat = _FLAT.fullmatch(key)
+    if flat is not None:
+        return flat["index"]
     return str(ast.literal_eval(key)) if key[:1] in ("'", '"') else key
 
 

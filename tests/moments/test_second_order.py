@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import psgdax
 import pytest
 from helpers import dense_basis
 from second_order import ivon, ivon_draw, kron, shampoo, soap
@@ -54,6 +55,7 @@ SOAPS = {
     "both sides": {},
     "one side": {"max_side": 3},
     "unsorted": {"sort": False},
+    "matrices that are float32, whatever the gradients": {"dtype": jnp.float32},
 }
 
 
@@ -134,7 +136,49 @@ def test_layers_that_are_alike_have_bases_of_their_own():
             np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
+@jax.tree_util.register_pytree_node_class
+class Matrices:
+    """As soap-jax keeps them: a node whose children have no names."""
+
+    def __init__(self, matrices):
+        self.matrices = tuple(matrices)
+
+    def tree_flatten(self):
+        return self.matrices, None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(children)
+
+
+def packed(tx):
+    """A transformation whose state keeps its tuples of matrices as nodes of that kind."""
+
+    def pack(state):
+        first, *rest = state
+        nodes = {
+            name: {leaf: Matrices(held) for leaf, held in getattr(first, name).items()}
+            for name in ("GG", "Q")
+        }
+        return (first._replace(**nodes), *rest)
+
+    def unpack(state):
+        first, *rest = state
+        tuples = {
+            name: {leaf: held.matrices for leaf, held in getattr(first, name).items()}
+            for name in ("GG", "Q")
+        }
+        return (first._replace(**tuples), *rest)
+
+    def update(g, state, params=None):
+        updates, state = tx.update(g, unpack(state), params)
+        return updates, pack(state)
+
+    return optax.GradientTransformation(lambda params: pack(tx.init(params)), update)
+
+
 WRAPPERS = {
+    "nodes without names": packed,
     "chain": lambda tx: optax.chain(optax.scale(0.5), tx),
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
     "exposed": l2m.expose_second_moment,
@@ -282,9 +326,10 @@ def test_a_leaf_that_is_raveled_has_a_full_matrix():
 # --- Others --------------------------------------------------------------------------------------
 
 
-def test_fitted_roots_of_an_inverse_are_refused():
+@pytest.mark.parametrize("build", [kron, psgdax.kron], ids=["small", "psgdax"])
+def test_fitted_roots_of_an_inverse_are_refused(build):
     with pytest.raises(TypeError, match="track_second_moment"):
-        l2m.identify(kron(1e-3), PARAMS)
+        l2m.identify(build(1e-3), PARAMS)
 
 
 def test_what_is_no_transformation_of_gradients_is_refused():

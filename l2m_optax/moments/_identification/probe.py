@@ -138,7 +138,7 @@ class _Runner(NamedTuple):
 
 
 def _runner(program: Program, scope: Scope, size: float) -> _Runner:
-    params = [size * jnp.ones(p.shape, jnp.float64) for p in program.params.values()]
+    params = [size * jnp.ones(p.shape) for p in program.params.values()]
     first = jax.tree.leaves(program.init(program.treedef.unflatten(params)))
     updated = {i: path for i, path in enumerate(program.state) if path in scope.state}
     function = jax.extend.core.jaxpr_as_fun(program.closed)
@@ -255,12 +255,17 @@ def _micro_steps(run: _Runner) -> int | None:
     1 where no array of the state waits for more calls, `None` where no number of calls is enough.
     """
     flat = _gradients(run, 0, 0, 0)
-    sizes = [run.split(flat), run.split(1e-6 * flat)]
-    states, before = [run.state, run.state], run.snapshot(run.state)
+    sizes = [run.split(size * flat) for size in (1.0, 1e-6, 0.0)]
+    states, before = [run.state] * len(sizes), run.snapshot(run.state)
     for step in range(1, MOST_MICRO_STEPS + 1):
         states = [run.step(s, g) for s, g in zip(states, sizes, strict=True)]
         after = [run.snapshot(state) for state in states]
-        if any(_is_quadratic(x - n, y - n) for n, x, y in zip(before, *after, strict=True)):
+        # What an array started from may fade by itself, as it does without any gradient.
+        if any(
+            _is_quadratic(x - base, y - base)
+            for n, x, y, z in zip(before, *after, strict=True)
+            for base in (n, z)
+        ):
             return step
         if step == 1 and not _waits(before, after[0]):
             return 1

@@ -16,6 +16,7 @@ from l2m_optax.moments._identification.attempt import attempt, reject
 from l2m_optax.moments._identification.examine import examine
 from l2m_optax.moments._identification.expressions import Expressions, Outputs, different, placed
 from l2m_optax.moments._identification.in_bases import moments_in_bases
+from l2m_optax.moments._identification.probe import enable_x64
 from l2m_optax.moments._identification.stand_ins import MOST_ENTRIES, cut, num_entries, small_leaves
 from l2m_optax.moments._identification.trace import Program, trace
 from l2m_optax.moments._identification.verdict import LeafMoment, Moments
@@ -32,7 +33,15 @@ def moments_of(tx: Any, params: PyTree) -> Moments:
       TypeError: if it has none, or if they go by the sizes of leaves or the places of entries, and
         the leaves are too large to be probed.
     """
-    real = attempt(trace, tx, params)
+    try:
+        real = trace(tx, params)
+    except Exception:  # some are written for float32 alone
+        with enable_x64(False):
+            return _moments(tx, params, attempt(trace, tx, params))
+    return _moments(tx, params, real)
+
+
+def _moments(tx: Any, params: PyTree, real: Program) -> Moments:
     in_bases = moments_in_bases(tx, real)
     return _entrywise(tx, params, real) if in_bases is None else in_bases
 

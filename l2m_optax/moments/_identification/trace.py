@@ -49,7 +49,9 @@ def extended(tx: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def trace(tx: Any, params: PyTree) -> Program:
-    """The program of `tx` in float64, for parameters with the shapes of `params`.
+    """The program of `tx`, for parameters with the shapes of `params`.
+
+    It is in float64 where that is enabled, and in float32 elsewhere.
 
     Args:
       tx: the transformation.
@@ -111,11 +113,13 @@ def renamed(path: str, leaf: str, other: str) -> str:
 
 def is_within(path: str, leaf: str) -> bool:
     """Whether the path of an array goes through that of a parameter, and may end behind it."""
-    _, here, after = path.rpartition(leaf) if leaf else ("", path, "")
+    if not leaf:
+        return True
+    _, here, after = path.rpartition(leaf)
     return bool(here) and after[:1] in ("", ".", "[")
 
 
 def _abstract(leaf: Any) -> Any:
-    """A leaf in float64; one entry stands in where there is none."""
+    """A leaf in the widest float; one entry stands in where there is none."""
     struct: Any = jax.ShapeDtypeStruct
-    return struct(tuple(max(d, 1) for d in jnp.shape(leaf)), jnp.float64)
+    return struct(tuple(max(d, 1) for d in jnp.shape(leaf)), jnp.result_type(float))
