@@ -1,13 +1,14 @@
 """Optimizers that keep factors, SOAP and Shampoo: what is read, against sums made by hand."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psgdax
 import pytest
 from helpers import dense_basis
-from second_order import ivon, ivon_draw, kron, shampoo, soap
+from second_order import SoapState, ivon, ivon_draw, shampoo, soap
 
 import l2m_optax as l2m
 
@@ -151,34 +152,52 @@ class Matrices:
         return cls(children)
 
 
-def packed(tx):
-    """A transformation whose state keeps its tuples of matrices as nodes of that kind."""
-
-    def pack(state):
-        first, *rest = state
-        nodes = {
-            name: {leaf: Matrices(held) for leaf, held in getattr(first, name).items()}
-            for name in ("GG", "Q")
-        }
-        return (first._replace(**nodes), *rest)
-
-    def unpack(state):
-        first, *rest = state
-        tuples = {
-            name: {leaf: held.matrices for leaf, held in getattr(first, name).items()}
-            for name in ("GG", "Q")
-        }
-        return (first._replace(**tuples), *rest)
+def repacked(tx, pack, unpack):
+    """A transformation whose state is kept in another way."""
 
     def update(g, state, params=None):
-        updates, state = tx.update(g, unpack(state), params)
-        return updates, pack(state)
+        updates, (first, *rest) = tx.update(g, (unpack(state[0]), *state[1:]), params)
+        return updates, (pack(first), *rest)
 
-    return optax.GradientTransformation(lambda params: pack(tx.init(params)), update)
+    def init(params):
+        first, *rest = tx.init(params)
+        return pack(first), *rest
+
+    return optax.GradientTransformation(init, update)
+
+
+def in_nodes(tx):
+    """Each tuple of matrices as a node without names."""
+
+    def change(function, state):
+        pairs = {name: getattr(state, name).items() for name in ("GG", "Q")}
+        fields = {name: {leaf: function(held) for leaf, held in of} for name, of in pairs.items()}
+        return state._replace(**fields)
+
+    return repacked(
+        tx, lambda s: change(Matrices, s), lambda s: change(lambda held: held.matrices, s)
+    )
+
+
+def by_leaf(tx):
+    """What is held of one leaf together, in dictionaries."""
+    fields = SoapState._fields[1:]
+
+    def pack(state):
+        held = {leaf: {f: getattr(state, f)[leaf] for f in fields} for leaf in state.Q}
+        return {"count": state.count, "held": held}
+
+    def unpack(state):
+        held = state["held"]
+        found = ({leaf: of[f] for leaf, of in held.items()} for f in fields)
+        return SoapState(state["count"], *found)
+
+    return repacked(tx, pack, unpack)
 
 
 WRAPPERS = {
-    "nodes without names": packed,
+    "nodes without names": in_nodes,
+    "by leaf": by_leaf,
     "chain": lambda tx: optax.chain(optax.scale(0.5), tx),
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
     "exposed": l2m.expose_second_moment,
@@ -326,10 +345,11 @@ def test_a_leaf_that_is_raveled_has_a_full_matrix():
 # --- Others --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [kron, psgdax.kron], ids=["small", "psgdax"])
-def test_fitted_roots_of_an_inverse_are_refused(build):
+@pytest.mark.parametrize("where", ["second_order", "psgdax"])
+def test_fitted_roots_of_an_inverse_are_refused(where):
+    tx = importlib.import_module(where).kron(1e-3)
     with pytest.raises(TypeError, match="track_second_moment"):
-        l2m.identify(build(1e-3), PARAMS)
+        l2m.identify(tx, PARAMS)
 
 
 def test_what_is_no_transformation_of_gradients_is_refused():

@@ -240,8 +240,13 @@ class _Matcher:
 
     def _count(self, path: str) -> str | None:
         """The count that is held nearest to an array."""
-        around = [name for name in self._counts if path.startswith(name.rpartition(".")[0])]
-        return max(around, key=lambda name: len(name.rpartition(".")[0]), default=None)
+        around = [name for name in self._counts if path.startswith(_parent(name))]
+        return max(around, key=lambda name: len(_parent(name)), default=None)
+
+
+def _parent(path: str) -> str:
+    """The path without its last key."""
+    return path[: max(path.rfind("."), path.rfind("["), 0)]
 
 
 def _views(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
