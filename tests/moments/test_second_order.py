@@ -113,6 +113,18 @@ def test_the_trace_is_that_of_the_tracked_squares():
         np.testing.assert_allclose(total, np.sum(tracked.nu[leaf]), rtol=1e-5)
 
 
+def test_a_long_axis_has_no_basis():
+    """As that of a vocabulary, of which the probe looks at some rows."""
+    params = {"embed": jnp.ones((5000, 3))}
+    tx, grads = soap(1e-3, every=100, max_side=100), gradients(6, params)
+    moment = l2m.second_moment(states(tx, grads, params)[-1], params, tx=tx)
+    assert [side is None for side in moment.basis["embed"]] == [True, False]
+    right = moment.basis["embed"].right
+    squares = [np.square(np.asarray(g["embed"] @ right, np.float64)) for g in grads[1:]]
+    mean = l2m.moments.debiased(moment)["embed"]
+    np.testing.assert_allclose(mean, weighted(squares, DECAY), rtol=1e-3, atol=1e-4)
+
+
 KERNEL = {"k": jnp.ones((2, 3, 2, 4))}
 
 
@@ -407,7 +419,11 @@ def regression():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 4)) @ rng.normal(size=(4, 4))
     y = x @ rng.normal(size=(4, 2)) + NOISE * rng.normal(size=(600, 2))
-    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), np.linalg.lstsq(x, y)[0]
+    return (
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(y, jnp.float32),
+        np.linalg.lstsq(x, y, rcond=None)[0],
+    )
 
 
 def trained(tx, regression, batch_size, steps=6000):

@@ -28,7 +28,7 @@ from l2m_optax.moments._identification.trace import Program, is_within, owner_ar
 from l2m_optax.moments._identification.verdict import LeafMoment, Moments
 
 _LENGTHS = (4, 6)
-_MOST_ENTRIES = 2**17
+_MOST_ENTRIES = 2**20
 _PLAIN = 64
 _FAR = 2**5 * 3**2 * 5**3 * 7 * 11 * 13
 """A count at which whatever is done every k-th step is done, for any usual k."""
@@ -36,6 +36,7 @@ _PLAN = Plan(
     scales=(1e6, 1e-6),
     sizes=tuple(SIZES[i % len(SIZES)] for i in range(_PLAIN + 6)),
     jumps={_PLAIN: _FAR - 3 - _PLAIN},
+    places=256,  # an axis without a matrix may be long, and every row of it is treated alike
 )
 
 

@@ -23,8 +23,10 @@ class Plan(NamedTuple):
       scales: their size in each run.
       sizes: their size in each update.
       jumps: by how much the counts jump ahead before an update.
+      places: of longer axes so many places are recorded; `None` if arrays are recorded as they are.
     """
 
     scales: tuple[float, ...] = SCALES
     sizes: tuple[float, ...] = SIZES
     jumps: Mapping[int, int] = MappingProxyType(JUMPS)
+    places: int | None = None

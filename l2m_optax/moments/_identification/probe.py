@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax.moments._identification.places import sampled, thinned
 from l2m_optax.moments._identification.plan import Plan
 from l2m_optax.moments._identification.trace import Program
 
@@ -84,7 +86,7 @@ def record(program: Program, scope: Scope, *, size: float = 1.0, plan: Plan = _P
     Returns:
       The `Probe`.
     """
-    run = _runner(program, scope, size)
+    run = _runner(program, scope, size, plan.places)
     found = _micro_steps(run)
     records = [_one_run(run, number, found or 1, plan) for number in range(len(plan.scales))]
     names = [run.names[i] for i in run.numbers]
@@ -110,7 +112,7 @@ class _Runner(NamedTuple):
       numbers: the indices of those that are numbers; keys of random generators are none.
       shapes: the shapes of all gradients.
       leaves: the paths of the gradients that are recorded, with their indices.
-      most: how many entries of an array are kept.
+      keep: what is recorded of an array.
     """
 
     state: list[Any]
@@ -119,16 +121,16 @@ class _Runner(NamedTuple):
     numbers: list[int]
     shapes: list[tuple[int, ...]]
     leaves: dict[str, int]
-    most: int
+    keep: Callable[[np.ndarray], np.ndarray]
 
     def snapshot(self, state: list[Any]) -> list[np.ndarray]:
         """The values of the numbers in a state."""
-        return [_sampled(np.asarray(state[i]), self.most) for i in self.numbers]
+        return [self.keep(np.asarray(state[i])) for i in self.numbers]
 
     def kept(self, flat: np.ndarray) -> list[np.ndarray]:
         """The gradients that are recorded, out of all in one vector."""
         split = self.split(flat)
-        return [_sampled(split[i], self.most) for i in self.leaves.values()]
+        return [self.keep(split[i]) for i in self.leaves.values()]
 
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
         """The gradients of all leaves, out of one vector."""
@@ -137,7 +139,7 @@ class _Runner(NamedTuple):
         return [flat[start:end].reshape(shape) for start, end, shape in parts]
 
 
-def _runner(program: Program, scope: Scope, size: float) -> _Runner:
+def _runner(program: Program, scope: Scope, size: float, places: int | None) -> _Runner:
     params = [size * jnp.ones(p.shape) for p in program.params.values()]
     first = jax.tree.leaves(program.init(program.treedef.unflatten(params)))
     updated = {i: path for i, path in enumerate(program.state) if path in scope.state}
@@ -154,6 +156,7 @@ def _runner(program: Program, scope: Scope, size: float) -> _Runner:
     state = [first[i] for i in updated]
     shapes = [g.shape for g in program.gradients.values()]
     total = sum(math.prod(shape) for shape in shapes)
+    most = _MOST_KEPT if total <= _MOST_KEPT else max(64, _MOST_KEPT // len(shapes))
     return _Runner(
         state,
         lambda state, gradients: following(state, gradients, params),
@@ -161,7 +164,7 @@ def _runner(program: Program, scope: Scope, size: float) -> _Runner:
         [i for i, leaf in enumerate(state) if jnp.issubdtype(leaf.dtype, jnp.number)],
         shapes,
         {path: i for i, path in enumerate(program.gradients) if path in scope.leaves},
-        _MOST_KEPT if total <= _MOST_KEPT else max(64, _MOST_KEPT // len(shapes)),
+        partial(sampled, most=most) if places is None else partial(thinned, places=places),
     )
 
 
@@ -287,10 +290,3 @@ def _is_quadratic(large: np.ndarray, small: np.ndarray) -> bool:
 
 def _is_float(array: np.ndarray) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
-
-
-def _sampled(array: np.ndarray, most: int) -> np.ndarray:
-    """The array, or `most` evenly spaced entries of it, first and last among them."""
-    if array.size <= most:
-        return array
-    return array.ravel()[np.linspace(0, array.size - 1, most).astype(int)]
