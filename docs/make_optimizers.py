@@ -34,7 +34,7 @@ OTHERS = """
 They are found by what they do, too. `identify` looks for orthogonal matrices in which an array of
 the state follows the squares of the gradients, and for means and sums of products of the gradient
 with itself. The moment that is read then has a basis (`moments.Basis`), and the posterior has
-correlations. Axes that have a matrix are cut for that, so that large networks take no longer.
+correlations. Axes that have a matrix are cut for that, so that long ones cost no more.
 
 | optimizer | verdict | what its state holds |
 |---|---|---|
