@@ -209,6 +209,7 @@ def test_the_images_are_those_of_the_folder(script):
 
 RUN = """
 import runpy, sys, traceback
+from urllib.error import URLError
 import matplotlib, matplotlib.pyplot as plt, sklearn.datasets
 
 def no_answer(*_, **__):
