@@ -15,7 +15,7 @@ def main(script: Path) -> None:
     notebook.metadata = nbformat.NotebookNode(kernelspec=KERNEL)
     NotebookClient(
         notebook,
-        timeout=1_800,
+        timeout=600,
         coalesce_streams=True,  # what a cell prints is one output
         resources={"metadata": {"path": script.parent}},
     ).execute()
