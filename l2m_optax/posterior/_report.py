@@ -12,8 +12,8 @@ import numpy as np
 from l2m_optax._support.types import Array
 
 PERFECT = 0.25
-"""Nats for each determined parameter. It is an observation: digits and tables that a network
-separates had 0.1 to 0.2, images and digits with wrong labels 0.4 and more."""
+"""Nats for each determined parameter. An observation: what a network separates had 0.08 to 0.18,
+images, and digits with wrong labels, 0.5 and more."""
 
 
 class Leaf(NamedTuple):

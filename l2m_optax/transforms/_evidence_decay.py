@@ -182,7 +182,7 @@ def evidence_weight_decay(
         _, moment = tracker.update(updates, state.moment, params, **extra)
         before, state = state.count, _follow(model, decay, state, moment, value)
         due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
-        state = jax.lax.cond(due, lambda s: search(model, s, params), lambda s: s, state)
+        state = _search_if(due, model, state, params)
         return _decayed(model, updates, state, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -217,6 +217,24 @@ def _follow(
     followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
+
+
+def _search_if(
+    due: Array, model: Model, state: EvidenceWeightDecayState, params: PyTree
+) -> EvidenceWeightDecayState:
+    """The state after a search, where one is due.
+
+    What a search only reads stays out of the results, for a conditional copies all of these.
+    """
+    nothing: Any = None
+
+    def found(state: EvidenceWeightDecayState) -> EvidenceWeightDecayState:
+        return state._replace(moment=nothing, prior_mean=nothing)
+
+    after: EvidenceWeightDecayState = jax.lax.cond(
+        due, lambda: found(search(model, state, params)), lambda: found(state)
+    )
+    return after._replace(moment=state.moment, prior_mean=state.prior_mean)
 
 
 def _decayed(
