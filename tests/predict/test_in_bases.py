@@ -1,5 +1,7 @@
 """Predictions in bases against the dense covariance of the parameters and the dense Jacobian."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,9 @@ from l2m_optax.moments import Basis
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(sum(shape) + seed), shape)
+    """By NumPy, since jax compiles a program for each shape, at every collection."""
+    rng = np.random.default_rng(sum(shape) * 31 + len(shape) + seed)
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def basis(left=None, right=None, stacked=()):
@@ -39,7 +43,7 @@ X, SEQUENCE, IMAGES = normal(3, 4), normal(3, 2, 4), normal(2, 3, 4, 3)
 TOKENS = jnp.array([[0, 3, 3], [1, 6, 2]])
 
 
-def dense(w, x):
+def layer(w, x):
     return jnp.tanh(x @ w)
 
 
@@ -49,9 +53,9 @@ def summed(w, x, layout="HWIO", **kwargs):
 
 # Shape, basis, inputs, function, and what `tabulate` says of it.
 CASES = {
-    "dense": ((4, 5), basis(4, 5), X, dense, "factorised in dot_general"),
-    "left": ((4, 5), basis(4), X, dense, "factorised in dot_general"),
-    "right": ((4, 5), basis(None, 5), X, dense, "factorised in dot_general"),
+    "dense": ((4, 5), basis(4, 5), X, layer, "factorised in dot_general"),
+    "left": ((4, 5), basis(4), X, layer, "factorised in dot_general"),
+    "right": ((4, 5), basis(None, 5), X, layer, "factorised in dot_general"),
     "last layer": ((4, 5), basis(4, 5), X, lambda w, x: x @ w, "factorised in dot_general"),
     "last layer, left": (
         (4, 5),
@@ -68,7 +72,7 @@ CASES = {
         lambda w, x: jnp.tanh((w @ x.T).T),
         "factorised in dot",
     ),
-    "full": ((4, 2), basis(8), X, dense, "gradient, which its basis folds in another way"),
+    "full": ((4, 2), basis(8), X, layer, "gradient, which its basis folds in another way"),
     "full vector": ((4,), basis(4), X, lambda w, x: jnp.tanh(x @ w)[:, None], "factorised in dot"),
     "several axes": (
         (2, 2, 5),
@@ -176,20 +180,33 @@ def made(shape, one, temperature=0.7):
     return l2m.laplace(params, moment, num_data=50, batch_size=5, temperature=temperature)
 
 
-def exact(apply_fn, posterior, inputs):
-    """J Σ Jᵀ of each input, all dense."""
-    leaves, treedef = jax.tree.flatten(posterior.mean)
+@functools.partial(jax.jit, static_argnums=0)
+def jacobians(apply_fn, mean, inputs):
+    """Dense, by examples, outputs and parameters."""
 
-    def outputs_of(vector, x):
-        ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-        parts = jnp.split(vector, ends)
-        tree = treedef.unflatten([p.reshape(m.shape) for p, m in zip(parts, leaves, strict=True)])
-        return jnp.ravel(apply_fn(tree, x[None]))
+    def of_one(x):
+        leaves = jax.tree.leaves(jax.jacrev(lambda p: jnp.ravel(apply_fn(p, x[None])))(mean))
+        return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
-    vector = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
-    jacobians = jax.vmap(lambda x: jax.jacobian(outputs_of)(vector, x))(inputs)
-    j = np.asarray(jacobians, np.float64)
+    return jax.vmap(of_one)(inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def ours(apply_fn, posterior, inputs):
+    """Covariances, variances and what they are compared with, compiled together."""
+    covariance = l2m.output_covariance(apply_fn, posterior, inputs)
+    variance = l2m.output_variance(apply_fn, posterior, inputs)
+    return covariance, variance, jacobians(apply_fn, posterior.mean, inputs)
+
+
+def dense(posterior, jacobian):
+    """J Σ Jᵀ of each input."""
+    j = np.asarray(jacobian, np.float64)
     return j @ dense_covariance(posterior) @ np.swapaxes(j, 1, 2)
+
+
+def exact(apply_fn, posterior, inputs):
+    return dense(posterior, jacobians(apply_fn, posterior.mean, inputs))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,10 +218,9 @@ def test_output_covariances_are_the_dense_ones(case):
         return outputs.reshape(len(outputs), -1) * params["free"][0] + params["free"][1]
 
     posterior = made(shape, one)
-    expected = exact(apply_fn, posterior, inputs)
-    found = l2m.output_covariance(apply_fn, posterior, inputs)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    variance = l2m.output_variance(apply_fn, posterior, inputs)
+    covariance, variance, jacobian = ours(apply_fn, posterior, inputs)
+    expected = dense(posterior, jacobian)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(variance, np.einsum("nkk->nk", expected), rtol=1e-4, atol=1e-4)
     assert how in l2m.predict.tabulate(apply_fn, posterior, inputs).rows["['w']"].how
 

@@ -11,16 +11,19 @@ import l2m_optax as l2m
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (6, 4))
 
-DRAWN = {
+WHOLE = {
     "linearized": lambda f, p, x: l2m.linearized(KEY, f, p, x, num_samples=3),
+    "monte_carlo": lambda f, p, x: l2m.monte_carlo(KEY, f, p, x, num_samples=3),
+}
+CHUNKS = {
     "linearized in chunks": lambda f, p, x: l2m.linearized(
         KEY, f, p, x, num_samples=3, chunk_size=2
     ),
-    "monte_carlo": lambda f, p, x: l2m.monte_carlo(KEY, f, p, x, num_samples=3),
     "monte_carlo in chunks": lambda f, p, x: l2m.monte_carlo(
         KEY, f, p, x, num_samples=3, chunk_size=2
     ),
 }
+DRAWN = WHOLE | CHUNKS
 EXACT = {
     "output_variance": l2m.output_variance,
     "output_covariance": l2m.output_covariance,
@@ -108,8 +111,12 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("case", SOUND)
-@pytest.mark.parametrize("name", DRAWN)
+# Chunks are of draws, and coupled are examples: a case of each kind shows them together.
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [(name, case) for name in WHOLE for case in SOUND]
+    + [(name, case) for name in CHUNKS for case in ("a graph of six nodes", "one input")],
+)
 def test_what_is_no_coupling_is_not_taken_for_it(posterior, name, case):
     apply_fn, inputs = SOUND[case]
     outputs = DRAWN[name](apply_fn, posterior, inputs)
