@@ -32,7 +32,8 @@ def in_order(equation: JaxprEqn, x: Array, kernel: Array) -> Array:
     if numbers == ordered:
         return bind(equation, [x, kernel])[0]
     # The compiler would take a transposed kernel back into the convolution.
-    kernel = jax.lax.optimization_barrier(_moved(kernel, numbers.rhs_spec, ordered.rhs_spec))
+    kernel = _moved(kernel, numbers.rhs_spec, ordered.rhs_spec)
+    kernel = jax.lax.optimization_barrier(kernel)  # type: ignore[no-untyped-call]
     parameters = equation.params | {"dimension_numbers": ordered}
     y = equation.primitive.bind(_moved(x, numbers.lhs_spec, last), kernel, **parameters)
     return _moved(y, last, numbers.out_spec)
@@ -61,7 +62,7 @@ def _pulled(equation: JaxprEqn, x: Array, kernel: Array, d: Array) -> Array:
     """The cotangent of x from that of the output."""
 
     def back(kernel: Array, d: Array) -> Array:
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)  # type: ignore[no-untyped-call]
         return jax.linear_transpose(lambda x: bind(equation, [x, kernel])[0], shape)(d)[0]
 
     program: Any = trace(back, kernel, d)  # type: ignore[arg-type]

@@ -125,7 +125,8 @@ class _Entry(NamedTuple):
         y = self.multiply(jnp.square(self.inputs(others[0])), self.numbers(v))
         y = _times(y, None if self.right is None else jnp.square(self.right.T))
         # Outputs are only moved to rows, so that the transpose is the way back.
-        like = jax.ShapeDtypeStruct(self.equation.outvars[0].aval.shape, y.dtype)
+        shape = self.equation.outvars[0].aval.shape
+        like = jax.ShapeDtypeStruct(shape, y.dtype)  # type: ignore[no-untyped-call]
         (back,) = jax.linear_transpose(self._folded_outputs, like)(y)
         return back
 
@@ -136,7 +137,7 @@ class _Entry(NamedTuple):
 
 def _times(a: Array, side: Array | None) -> Array:
     if side is None:
-        return a
+        return a.astype(statistics_dtype(a))
     dtype = statistics_dtype(a, side)
     return jnp.matmul(a.astype(dtype), side.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
@@ -181,8 +182,9 @@ def _always(equation: JaxprEqn, position: int) -> bool:
 
 def _rule_of_rows(jaxpr: Any, leaf: Any, use: SingleUse | FullGradient, one: Basis) -> Rule | None:
     """That of a table of which whole rows are taken, and only the right side is rotated."""
-    taken = isinstance(use, SingleUse) and use.equation.primitive.name == "gather"
-    if not taken or one.left is not None or one.right is None or one.right.ndim > 2:
+    if not isinstance(use, SingleUse) or use.equation.primitive.name != "gather":
+        return None
+    if one.left is not None or one.right is None or one.right.ndim > 2:
         return None
     _, moved = _entered(jaxpr, leaf)
     columns = one.right.shape[-1]

@@ -97,8 +97,10 @@ def jacobian_of(
         variables, found, bases(posterior.second_moment.basis, mean), strict=True
     ):
         way = way_in_basis(program.jaxpr, leaf, find_reach(program, leaf), one)
-        spared = way is not None and spares(way)
-        uses.append(way if spared else use_in_basis(program.jaxpr, leaf, use, one))
+        if way is not None and spares(way):
+            uses.append(way)
+        else:
+            uses.append(use_in_basis(program.jaxpr, leaf, use, one))
     return Jacobian(program, uses, shape[0])
 
 
