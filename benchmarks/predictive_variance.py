@@ -4,7 +4,7 @@
 the Jacobians of `vmap(jacrev)` in chunks, and against the GLM predictive of laplace-torch, with the
 same weights and the same posterior. Weights and second moments are drawn, not trained: neither the
 cost nor the exactness depends on them. Run: `make bench-variance`, or name the parts:
-`python benchmarks/predictive_variance.py mlp networks many-outputs memory`.
+`python benchmarks/predictive_variance.py bases mlp networks many-outputs memory`.
 
 Memory is what the compiled program allocates beside its arguments and results, as XLA plans it.
 
@@ -371,7 +371,75 @@ def part_memory(limit: int) -> None:
     table(*rows)
 
 
+def in_bases_of(params) -> l2m.posterior.Posterior:
+    """A posterior of which every leaf has a Kronecker basis, of gradients that are noise."""
+    tx = l2m.track_second_moment(0.9, structure="kronecker")
+    state = tx.init(params)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    noise = [jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    _, state = tx.update(jax.tree.unflatten(treedef, noise), state)
+    moment = l2m.second_moment(state)
+    return l2m.laplace(params, moment, num_data=100, batch_size=1, prior_precision=PRIOR)
+
+
+def flops(function, apply_fn, posterior, inputs) -> float:
+    """Of all inputs in one chunk, as XLA counts them."""
+    whole = functools.partial(function, apply_fn, chunk_size=len(inputs))
+    analysis = jax.jit(whole).lower(posterior, inputs).compile().cost_analysis()
+    return analysis["flops"]
+
+
+def fastest_in_turns(functions, repeats: int = 9) -> list[float]:
+    """The least CPU seconds of each, measured in turns, so that other work slows all alike."""
+    least = [math.inf] * len(functions)
+    for _ in range(repeats):
+        for i, function in enumerate(functions):
+            start = time.process_time()
+            jax.block_until_ready(function())
+            least[i] = min(least[i], time.process_time() - start)
+    return least
+
+
+def part_bases(limit: int) -> None:
+    del limit
+    images = jnp.asarray(load_digits().images[:300, ..., None] / 16.0, jnp.float32)
+    lenet, wide = LeNet(), jax.random.uniform(jax.random.key(1), (2000, 784))
+    cases = {
+        "MLP 784-128-128-10, 2,000 inputs": (
+            mlp,
+            mlp_params(jax.random.key(0), 784, 128, 128, 10),
+            wide,
+        ),
+        "MLP 64-128-128-10, 2,000 inputs": (
+            mlp,
+            mlp_params(jax.random.key(0), 64, 128, 128, 10),
+            wide[:, :64],
+        ),
+        "LeNet, 300 digits": (
+            lenet.apply,
+            jax.jit(lenet.init)(jax.random.key(0), images[:1]),
+            images,
+        ),
+    }
+    rows = [
+        ("Kronecker bases / diagonal", "function", "CPU s", "diagonal, CPU s", "ratio", "flops")
+    ]
+    for name, (apply_fn, params, inputs) in cases.items():
+        posteriors = in_bases_of(params), posterior_of(params)
+        for function in (l2m.output_variance, l2m.output_covariance):
+            calls = [functools.partial(function, apply_fn, p, inputs) for p in posteriors]
+            for call in calls:  # compiled
+                jax.block_until_ready(call())
+            ours, plain = fastest_in_turns(calls)
+            counted = [flops(function, apply_fn, p, inputs[:100]) for p in posteriors]
+            spent = f"{ours:.3f}", f"{plain:.3f}", ratio(ours, plain), ratio(*counted)
+            rows.append((name, function.__name__, *spent))
+    table(*rows)
+
+
 PARTS = {
+    "bases": part_bases,
     "mlp": part_mlp,
     "networks": part_networks,
     "many-outputs": part_many_outputs,

@@ -32,8 +32,8 @@ def in_order(equation: JaxprEqn, x: Array, kernel: Array) -> Array:
     if numbers == ordered:
         return bind(equation, [x, kernel])[0]
     # The compiler would take a transposed kernel back into the convolution.
-    moved = _moved(kernel, numbers.rhs_spec, ordered.rhs_spec)
-    kernel = jax.lax.optimization_barrier(moved)  # type: ignore[no-untyped-call]
+    kernel = _moved(kernel, numbers.rhs_spec, ordered.rhs_spec)
+    kernel = jax.lax.optimization_barrier(kernel)  # type: ignore[no-untyped-call]
     parameters = equation.params | {"dimension_numbers": ordered}
     y = equation.primitive.bind(_moved(x, numbers.lhs_spec, last), kernel, **parameters)
     return _moved(y, last, numbers.out_spec)

@@ -137,7 +137,7 @@ class _Entry(NamedTuple):
 
 def _times(a: Array, side: Array | None) -> Array:
     if side is None:
-        return a
+        return a.astype(statistics_dtype(a))
     dtype = statistics_dtype(a, side)
     return jnp.matmul(a.astype(dtype), side.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 

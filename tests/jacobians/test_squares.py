@@ -28,23 +28,24 @@ def weighted(params):
     return l2m.laplace(params, moment, num_data=50, batch_size=5, prior_precision=2.0)
 
 
-def dense_covariance(apply_fn, posterior, inputs):
-    """J Σ Jᵀ from one dense Jacobian an example, in float64."""
-    variance = [np.asarray(v, np.float64) for v in jax.tree.leaves(l2m.variance(posterior))]
-    of_one = jax.jit(jax.jacrev(lambda params, x: apply_fn(params, x[None])[0].ravel()))
-    blocks = []
-    for i in range(len(inputs)):
-        leaves = jax.tree.leaves(of_one(posterior.mean, inputs[i]))
-        rows = [np.asarray(j, np.float64).reshape(len(j), -1) for j in leaves]
-        blocks.append(sum((j * v.ravel()) @ j.T for j, v in zip(rows, variance, strict=True)))
-    return np.stack(blocks)
+def exact(apply_fn, posterior, inputs):
+    """Covariances, variances, and J Σ Jᵀ from one dense Jacobian an example, in float64."""
+    covariance, variance, jacobians = _compiled(apply_fn, posterior, inputs)
+    along = [np.asarray(v, np.float64) for v in jax.tree.leaves(l2m.variance(posterior))]
+    dense = 0.0
+    for jacobian, v in zip(jax.tree.leaves(jacobians), along, strict=True):
+        j = np.asarray(jacobian, np.float64).reshape(*jacobian.shape[:2], -1)
+        dense = dense + (j * v.ravel()) @ np.swapaxes(j, 1, 2)
+    return covariance, variance, dense
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def exact(apply_fn, posterior, inputs):
-    """Covariances and variances, compiled together: they have most of a program in common."""
+def _compiled(apply_fn, posterior, inputs):
+    """Compiled together: they have most of a program in common."""
     covariance = l2m.output_covariance(apply_fn, posterior, inputs)
-    return covariance, l2m.output_variance(apply_fn, posterior, inputs)
+    variance = l2m.output_variance(apply_fn, posterior, inputs)
+    of_one = jax.jacrev(lambda params, x: apply_fn(params, x[None])[0].ravel())
+    return covariance, variance, jax.vmap(of_one, (None, 0))(posterior.mean, inputs)
 
 
 X, W, B, IMAGE = normal(5, 4), normal(4, 3), normal(4), normal(3, 6, 5, 4)
@@ -163,8 +164,7 @@ CASES = {
 def test_variance_and_covariance_are_those_of_the_dense_jacobian(name):
     case = CASES[name]
     posterior = weighted(case.params)
-    dense = dense_covariance(case.apply_fn, posterior, case.inputs)
-    covariance, variance = exact(case.apply_fn, posterior, case.inputs)
+    covariance, variance, dense = exact(case.apply_fn, posterior, case.inputs)
     atol = 1e-6 * np.abs(dense).max()
     np.testing.assert_allclose(covariance.reshape(dense.shape), dense, rtol=1e-5, atol=atol)
     diagonal = np.einsum("nkk->nk", dense).reshape(variance.shape)
@@ -186,11 +186,15 @@ def test_moments_of_examples_are_those_of_a_loop(name):
         outputs = case.apply_fn(params, example[None])
         return jnp.sum(jnp.square(outputs - 0.5))
 
-    found = l2m.jacobians.second_moment_of_examples(loss_fn, case.params, case.inputs)
-    of_one = jax.jit(jax.value_and_grad(loss_fn))
-    each = [of_one(case.params, example) for example in case.inputs]
-    gradients = jax.tree.map(lambda *g: np.stack(g).astype(np.float64), *(g for _, g in each))
-    np.testing.assert_allclose(found.loss, np.mean([loss for loss, _ in each]), rtol=1e-5)
+    @jax.jit
+    def both(params, inputs):
+        found = l2m.jacobians.second_moment_of_examples(loss_fn, params, inputs)
+        of_one = jax.value_and_grad(loss_fn)
+        return found, jax.lax.map(lambda example: of_one(params, example), inputs)
+
+    found, (losses, gradients) = both(case.params, case.inputs)
+    gradients = jax.tree.map(lambda g: np.asarray(g, np.float64), gradients)
+    np.testing.assert_allclose(found.loss, np.mean(losses), rtol=1e-5)
     for got, g in zip(jax.tree.leaves(found.gradient), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(got, g.mean(0), rtol=1e-5, atol=1e-5 * np.abs(g).max())
     for got, g in zip(
