@@ -153,9 +153,10 @@ CASES = {
     "grouped": convolution(normal(3, 3, 2, 6), feature_group_count=2),
     "depthwise": convolution(normal(3, 3, 1, 8), feature_group_count=4),
     "channels first": convolution(normal(4, 6, 3, 3), dimension_numbers=None),
-    "one window": convolution(normal(6, 5, 4, 3), how=FACTORISED, padding="VALID"),
+    # Small, for where tanh is flat its derivative is a difference of two numbers near 1.
+    "one window": convolution(0.05 * normal(6, 5, 4, 3), how=FACTORISED, padding="VALID"),
     "one window of groups": convolution(
-        normal(6, 5, 2, 4), how=FACTORISED, padding="VALID", feature_group_count=2
+        0.05 * normal(6, 5, 2, 4), how=FACTORISED, padding="VALID", feature_group_count=2
     ),
 }
 
