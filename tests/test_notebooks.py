@@ -35,6 +35,7 @@ SHORTER = {
         "epochs=30": "epochs=3",
         "epochs=150": "epochs=20",
     },
+    "09_weight_decay_that_finds_itself": {"= 32, 200, 3": "= 32, 10, 3"},
 }
 
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
@@ -43,7 +44,8 @@ QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # most programs run a f
 
 # The first notebook is `make demo`. The others share two processes, which import jax and flax once
 # each. That of many devices is the first of its process: it makes them before jax starts.
-GROUPS = SCRIPTS[:0:-2], SCRIPTS[-2:0:-2]
+OTHERS = [script for script in SCRIPTS[1:] if "many_devices" not in script.stem]
+GROUPS = [*SCRIPTS[6:7], *OTHERS[::2]], OTHERS[1::2]
 
 
 def cells(path: Path) -> list[tuple[str, str]]:
@@ -195,10 +197,13 @@ def namespace_until(script: Path, last: str) -> dict:
     raise AssertionError(f"{script.name} never defines {last}")
 
 
-WITH_DATA = [script for script in SCRIPTS if "fetch_openml" in script.read_text()]
+def that_define(function: str) -> pytest.MarkDecorator:
+    """Each notebook with its own function of this name."""
+    found = [script for script in SCRIPTS if f"def {function}():" in script.read_text()]
+    return pytest.mark.parametrize("script", found, ids=[script.stem for script in found])
 
 
-@pytest.mark.parametrize("script", WITH_DATA, ids=[script.stem for script in WITH_DATA])
+@that_define("clothes")
 def test_the_images_are_those_of_the_folder(script):
     """Its numbers are about these; `test_the_notebook_runs` takes what stands in for them."""
     names = namespace_until(script, "clothes")
@@ -207,6 +212,12 @@ def test_the_images_are_those_of_the_folder(script):
     arrays = np.load(ROOT / "notebooks" / "data" / "fashion_mnist_subset.npz")
     for name, part in zip(("train", "val", "test"), names["split"](images), strict=True):
         np.testing.assert_array_equal(part, arrays[f"x_{name}"])
+
+
+@that_define("concrete")
+def test_the_mixtures_are_those_of_the_folder(script):
+    inputs, strength = namespace_until(script, "concrete")["concrete"]()
+    assert (inputs.shape, strength.shape) == ((1_030, 8), (1_030,))
 
 
 RUN = """
