@@ -63,7 +63,7 @@ def way_in_basis(jaxpr: Any, leaf: Any, way: Reach | None, one: Basis | None) ->
     if way is None or one is None:
         return way
     if not way.product:
-        return way._replace(entering=lambda v, _: diagonal(one, v), mixed=True)
+        return way._replace(entering=lambda v, _: diagonal(one, everywhere(v)), mixed=True)
     entry = _entry(jaxpr, leaf, one)
     if entry is None:
         return None
