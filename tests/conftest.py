@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 # Before jax is imported: eight devices, for the tests of sharding; the others use the first. Most
-# of the tests' time is compilation: LLVM need not optimise what runs once. XLA's old emitters, the
-# default in jaxlib 0.6, and one module for all functions of a program compile more than twice as
-# fast. Workers, subprocesses and later runs share what was compiled.
+# of the tests' time is compilation. LLVM need not optimise what runs once. XLA's older emitters,
+# the default in jaxlib 0.6, and one module for all functions of a program compile more than twice
+# as fast. Workers, subprocesses and later runs share what was compiled.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
