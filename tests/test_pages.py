@@ -28,7 +28,7 @@ CLAIMS = {
         page["report"].chosen == "all layers" and 0.9 < page["covered"] < 0.98
     ),
     "temperature": lambda page: (
-        page["cold"] < 1e-3 and jnp.isclose(page["info"].value, 100.0, rtol=1e-3)
+        page["cold"] < 1e-3 and jnp.isclose(page["info"].value, 10.0, rtol=1e-3)
     ),
     "tokens": lambda page: page["p"].probs.shape == (4, 12, 8) and probabilities(page),
 }

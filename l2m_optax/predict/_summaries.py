@@ -57,7 +57,7 @@ class Classification(NamedTuple):
           >>> import l2m_optax as l2m
           >>> p = l2m.classification(jnp.log(jnp.array([[[0.125, 0.625, 0.25]]])))
           >>> probs, classes = p.top_k(2)
-          >>> print(probs, classes, p.prediction)
+          >>> print(probs.round(3), classes, p.prediction)
           [[0.625 0.25 ]] [[1 2]] [1]
         """
         check_count("k", k)
