@@ -462,7 +462,7 @@ def test_the_posterior_is_that_of_the_exact_fisher(regression, name):
     g = np.einsum("ni,nj->nij", x, x @ params["w"] - y).reshape(len(x), -1) / NOISE**2
     fisher = g.T @ g
     q = dense_basis(posterior.second_moment.basis["w"], (4, 2))
-    # The bases turn a little while the mean looks back: 1e-5 of the largest entry leaks into others.
+    # The bases turn a little meanwhile: 1e-5 of the largest entry leaks into others.
     np.testing.assert_allclose(f, np.diag(q.T @ fisher @ q), rtol=0.15, atol=1e-5 * f.max())
     assert np.max(np.abs(q.T @ fisher @ q - np.diag(f))) < 0.1 * f.max()
     diagonal = l2m.laplace(params, state[0], prior_precision=1.0, **told)
