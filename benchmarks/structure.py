@@ -1,10 +1,9 @@
 """What correlations are worth: diagonal, Kronecker and full moments of one training run.
 
 5,000 images of Fashion-MNIST, MNIST's digits as out of distribution. The trackers see the gradients
-of the same run; those with "every 10th" have a decay of 0.99, so that all look back as far. Priors
-are those of the evidence, the temperature is 1; "cold" is the one that `fit` takes without
-validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a pass over the data, on
-the same weights, and is scored by its entropy.
+of the same run. Priors are those of the evidence, the temperature is 1; "cold" is the one that
+`fit` takes without validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a
+pass over the data, on the same weights, and is scored by its entropy.
 Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed.
 """
 
@@ -34,11 +33,11 @@ KRONECKER = {"structure": "kronecker"}
 TRACKERS = {
     "diagonal": l2m.track_second_moment(0.999),
     "Kronecker": l2m.track_second_moment(0.999, **KRONECKER),
-    "Kronecker, every 10th": l2m.track_second_moment(0.99, every=10, **KRONECKER),
+    "Kronecker, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
     "full head": l2m.track_second_moment(
         0.999, structure=lambda path, _: "full" if "head" in path else "diagonal"
     ),
-    "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.99, every=10, **KRONECKER),
+    "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
 }
 PARTS = {"last layer": "head", "all layers": None}
 
@@ -82,7 +81,7 @@ def entropy(probs):
 
 
 def figures(data, posterior):
-    """At T = 1; then what `fit` takes without validation data, T = 0.01 γ / (N K)."""
+    """At T = 1; then what `fit` takes without validation data, T = 0.1 γ / (a N K)."""
     gamma = l2m.tuning.effective_parameters(posterior)
     cold = posterior._replace(temperature=l2m.tuning.cold_temperature(posterior, 10))
     found, as_fit = (l2m.classify(images.network, p, data.inputs) for p in (posterior, cold))

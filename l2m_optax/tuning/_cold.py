@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
+from l2m_optax._support.trees import broadcast
 from l2m_optax._support.types import Array, ArrayLike
-from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.tuning._evidence import effective_parameters
+from l2m_optax.moments._basis import Basis, bases
+from l2m_optax.moments._evidence import OVERCOUNT, determined
+from l2m_optax.posterior._posterior import Posterior, data_precision
 
-OF_CLASSES = 0.01
-"""The temperature of a classifier whose γ is N·K, the most that its data can determine."""
+OF_CLASSES = 0.1
+"""The temperature where the data determine as many parameters as there are numbers in them."""
 
 OF_NUMBERS = 0.03
-"""The temperature for regressions; `fit` finds the noise that belongs to it."""
+"""The temperature for regressions, with the noise that goes with it."""
 
 
 def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
-    r"""$T = 0.01\, \gamma / (N K)$: a temperature for all layers, from the state alone.
+    r"""$T = 0.1\, \gamma / (a N K)$: a temperature for all layers, from the state alone.
 
-    At T = 1 a diagonal of all layers is too wide: the directions that the data do not determine
-    add up. γ is the number of parameters that the data do determine; N observations of K classes
-    can determine N·K at most. If the network interpolates the data, F vanishes, and γ with it. The
-    factor 0.01 is an observation: it was the best for small networks and ordinary data, see the
-    benchmarks. For a network that is not trained to the end the mode, T = 0, may be better. Only
-    validation data can show that.
+    At T = 1 a posterior of all layers is too wide: the directions that the data do not determine
+    add up. γ counts the parameters that they do determine, of the N·K numbers that N observations
+    of K classes can; where the data are interpolated F vanishes, and γ with it. A diagonal counts
+    each of them many times, and a = 10. Leaves with correlations, in a basis, have a = 1. Each of
+    the two kinds of leaves adds its part, of which γ / (N K) is taken to be 1 at most.
+
+    The factor 0.1 is an observation: it was good for small networks and ordinary data, see the
+    benchmarks. A network that is not trained to the end may be better left as it is, which only
+    validation data can tell.
 
     Args:
       posterior: a `Posterior` whose prior precision was fitted, and that knows its `num_data`, N.
       num_classes: K.
 
     Returns:
-      T, a scalar of at most 0.01.
+      T, a scalar: at most 0.01 of a diagonal.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,5 +46,17 @@ def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
       >>> print(f"{l2m.tuning.cold_temperature(posterior, 2):.6f}")
       0.000300
     """
-    share = effective_parameters(posterior) / (jnp.asarray(posterior.num_data) * num_classes)
-    return OF_CLASSES * jnp.minimum(share, 1.0)
+    data = data_precision(posterior)
+    prior = broadcast(posterior.prior_precision, data)
+    gammas = jax.tree.leaves(jax.tree.map(lambda f, d: jnp.sum(determined(f, d)), data, prior))
+    correlated = [_has_correlations(one) for one in bases(posterior.second_moment.basis, data)]
+
+    def share(of: bool) -> Array:
+        gamma = sum((g for g, c in zip(gammas, correlated, strict=True) if c is of), jnp.zeros(()))
+        return jnp.minimum(gamma / (jnp.asarray(posterior.num_data) * num_classes), 1.0)
+
+    return OF_CLASSES * (share(False) / OVERCOUNT + share(True))
+
+
+def _has_correlations(basis: Basis | None) -> bool:
+    return basis is not None and any(side is not None for side in basis)
