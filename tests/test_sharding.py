@@ -264,7 +264,7 @@ def test_bases_of_sharded_leaves(kind, specs):
     """Tracked, read, drawn and predicted on a mesh: the numbers of one device, where they live."""
     plain, draws, variances = _on_one_device()
     mesh = mesh_of(8, kind)
-    with jax.set_mesh(mesh):
+    with using(mesh):
         shardings = shardings_of(mesh, specs)
         sharded, more_draws, more_variances = _tracked(lambda x: jax.device_put(x, shardings))
         for name, sharding in shardings.items():
