@@ -1,7 +1,10 @@
 """What each function of `l2m_optax.plot` draws, from small data that are made here."""
 
+import jax
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 import l2m_optax as l2m
@@ -19,7 +22,8 @@ def pictures() -> dict[str, Figure]:
         "regression_band": band,
         "posterior_layers": layers,
     }
-    return {f"plot-{name}": _figure(draw) for name, draw in drawn.items()}
+    made = {f"plot-{name}": _figure(draw) for name, draw in drawn.items()}
+    return made | {"plot-training": _figure(training, 2, 2)}
 
 
 def reliability(ax) -> None:
@@ -66,10 +70,35 @@ def layers(ax) -> None:
     plot.posterior_layers(posterior, ax=ax)
 
 
-def _figure(draw) -> Figure:
+def training(axes) -> None:
+    """A small network on noisy labels, its decay by the evidence."""
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (500, 8))
+    y = (x[:, 0] * x[:, 1] + 0.5 * jax.random.normal(key, (500,)) > 0).astype(int)
+    decay = l2m.evidence_weight_decay(num_data=500, batch_size=50, decay=0.99)
+    tx = optax.with_extra_args_support(optax.chain(decay, optax.adam(1e-2)))
+
+    def loss_fn(params, rows):
+        logits = jnp.tanh(x[rows] @ params["body"]["kernel"]) @ params["head"]["kernel"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+    def step(carry, key):
+        params, state = carry
+        rows = jax.random.choice(key, 500, (50,), replace=False)
+        loss, grads = jax.value_and_grad(loss_fn)(params, rows)
+        updates, state = tx.update(grads, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), state[0].record()
+
+    shapes = {"body": (8, 32), "head": (32, 2)}
+    params = {n: {"kernel": 0.3 * jax.random.normal(key, s)} for n, s in shapes.items()}
+    _, history = jax.lax.scan(step, (params, tx.init(params)), jax.random.split(key, 1500))
+    plot.training(history, axes=axes)
+
+
+def _figure(draw, *grid: int) -> Figure:
     mpl.rcParams.update(style.SETTINGS)
     made = Figure(figsize=(style.WIDTH, 3.8), layout="constrained")
-    draw(made.subplots())
+    draw(made.subplots(*grid))
     return made
 
 
