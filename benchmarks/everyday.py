@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import training
 from everyday_data import ALPHABET, LENGTH, Data
 from everyday_networks import CNN, MLP, NormalisedCNN, Transformer
 from measure import cached
@@ -23,7 +24,7 @@ from sklearn import datasets
 import l2m_optax as l2m
 
 SEEDS = 3
-TRAINING = __file__, everyday_data.__file__, everyday_networks.__file__
+TRAINING = __file__, everyday_data.__file__, everyday_networks.__file__, training.__file__
 
 
 class Task(NamedTuple):
@@ -145,7 +146,6 @@ def mean_loss(outputs, y) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("network", "tx", "epochs", "batch_size"))
 def run(network, tx, epochs: int, batch_size: int, key, params, rest, x, y):
     """Parameters, the optimizer's state, and running statistics at the end of all epochs."""
-    steps = len(x) // batch_size
 
     def loss(params, rest, rows, key):
         outputs, rest = network.apply(
@@ -163,13 +163,8 @@ def run(network, tx, epochs: int, batch_size: int, key, params, rest, x, y):
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state, rest), None
 
-    def epoch(carry, key):
-        rows = jax.random.permutation(key, len(x))[: steps * batch_size]
-        keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        return jax.lax.scan(step, carry, (rows.reshape(steps, batch_size), keys))
-
     start = params, tx.init(params), rest
-    return jax.lax.scan(epoch, start, jax.random.split(key, epochs))[0]
+    return training.epochs(step, start, jax.random.split(key, epochs), len(x), batch_size)[0]
 
 
 def start(recipe: Recipe, data: Data, seed: int) -> tuple[Any, Any]:

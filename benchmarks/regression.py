@@ -37,6 +37,7 @@ from tables import (
     make_train,
     make_train_tracked,
     split,
+    total_variation,
 )
 
 import l2m_optax as l2m
@@ -67,12 +68,6 @@ def of_draws(outputs, noise) -> Prediction:
     return Prediction(outputs.mean(0), outputs.var(0) + noise)
 
 
-def total_variation(one: Prediction, other: Prediction) -> float:
-    grid = np.linspace(-8.0, 8.0, 1_601)
-    difference = np.abs(one.density(grid) - other.density(grid))
-    return float(0.5 * np.mean(np.sum(difference, axis=1)) * (grid[1] - grid[0]))
-
-
 def scores(prediction: Prediction, reference: Prediction, data: Split) -> dict[str, float]:
     """In the target's own units."""
     mean, y = np.ravel(prediction.mean) * data.scale, np.ravel(data.y_test) * data.scale
@@ -83,7 +78,7 @@ def scores(prediction: Prediction, reference: Prediction, data: Split) -> dict[s
         "NLL": float(m.gaussian_negative_log_likelihood(mean, variance, y)),
         "CRPS": float(m.gaussian_crps(mean, variance, y)),
         "covered": float(m.interval_coverage(mean, variance, y)),
-        "TV to HMC": total_variation(prediction, reference),
+        "TV to HMC": total_variation(prediction.density, reference.density),
     }
 
 

@@ -6,6 +6,7 @@ variation between a method's predictive distribution and that of the GGN, a mean
 inputs. HMC is in `make bench-regression`. Run: `make bench-structure`; `FAST=1` for one split.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from tables import (
     load,
     make_train_tracked,
     split,
+    total_variation,
 )
 
 import l2m_optax as l2m
@@ -72,17 +74,13 @@ def scores(found: tuple, reference: tuple, data: Split) -> dict[str, float]:
     return {
         "NLL": float(nll(mean * data.scale, variance * data.scale**2, y * data.scale)),
         "covered": float(l2m.metrics.interval_coverage(mean, variance, y)),
-        "TV to GGN": total_variation(found, reference),
+        "TV to GGN": total_variation(*(functools.partial(density, f) for f in (found, reference))),
     }
 
 
-def total_variation(one: tuple, other: tuple) -> float:
-    grid = np.linspace(-8.0, 8.0, 1_601)
-    of_one, of_other = (
-        norm.pdf(grid, np.ravel(mean)[:, None], np.sqrt(np.ravel(variance))[:, None])
-        for mean, variance in (one, other)
-    )
-    return float(0.5 * np.mean(np.abs(of_one - of_other).sum(axis=1)) * (grid[1] - grid[0]))
+def density(found: tuple, grid: np.ndarray) -> np.ndarray:
+    mean, variance = (np.ravel(a)[:, None] for a in found)
+    return norm.pdf(grid, mean, np.sqrt(variance))
 
 
 def study(name: str, depth: int) -> dict[str, list[dict[str, float]]]:

@@ -24,6 +24,7 @@ DATA = Path(__file__).parent.parent / "notebooks" / "data"
 SPLITS, HMC_DRAWS = (1, 100) if report.FAST else (10, 500)
 BATCH_SIZE, WIDTH, DRAWS = 32, 50, 64
 DROPOUT, SWAG_EPOCHS, SWAG_RATE = 0.05, 20, 1e-2
+GRID = np.linspace(-8.0, 8.0, 1_601)  # of standardised targets
 # Tasters disagree, and patients differ: more is learning them by heart.
 EPOCHS = {"concrete": 200, "wine_red": 50, "diabetes": 30}
 
@@ -127,6 +128,12 @@ def make_train(num_data, epochs):
         )
 
     return tx, train, swag
+
+
+def total_variation(one, other) -> float:
+    """Of two densities of each target on `GRID`, functions of it; a mean over the targets."""
+    difference = np.abs(one(GRID) - other(GRID))
+    return float(0.5 * np.mean(np.sum(difference, axis=1)) * (GRID[1] - GRID[0]))
 
 
 def jacobian(params, x):

@@ -1,4 +1,4 @@
-"""Epochs of shuffled batches: the loop that every benchmark trains by, and one with trackers."""
+"""Epochs of shuffled batches: the loop that every benchmark trains by, plain and with trackers."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -6,6 +6,33 @@ from typing import Any
 
 import jax
 import optax
+
+
+def epochs(
+    step: Callable[[Any, tuple[jax.Array, jax.Array]], tuple[Any, Any]],
+    start: Any,
+    keys: jax.Array,
+    number: int,
+    batch_size: int,
+) -> tuple[Any, Any]:
+    """The carry at the end, and its first part, the parameters, after every epoch.
+
+    Args:
+      step: ``step(carry, (rows, key))``, as in `jax.lax.scan`.
+      start: the first carry.
+      keys: one for each epoch.
+      number: of all examples.
+      batch_size: what is left over of an epoch is left out of it.
+    """
+    steps = number // batch_size
+
+    def epoch(carry, key):
+        rows = jax.random.permutation(key, number)[: steps * batch_size]
+        step_keys = jax.random.split(jax.random.fold_in(key, 1), steps)
+        carry, _ = jax.lax.scan(step, carry, (rows.reshape(steps, batch_size), step_keys))
+        return carry, carry[0]
+
+    return jax.lax.scan(epoch, start, keys)
 
 
 def run(
@@ -31,7 +58,7 @@ def run(
       batch_size: what is left over of an epoch is left out of it.
       dropout: whether the loss takes a key.
     """
-    steps, takes_loss = len(x) // batch_size, optax.with_extra_args_support(tx)
+    takes_loss = optax.with_extra_args_support(tx)
 
     def step(carry, args):
         params, state = carry
@@ -41,13 +68,7 @@ def run(
         updates, state = takes_loss.update(grads, state, params, value=value)
         return (optax.apply_updates(params, updates), state), None
 
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(x))[: steps * batch_size]
-        dropout_keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        carry, _ = jax.lax.scan(step, carry, (order.reshape(steps, batch_size), dropout_keys))
-        return carry, carry[0]
-
-    return jax.lax.scan(epoch, (params, tx.init(params)), keys)
+    return epochs(step, (params, tx.init(params)), keys, len(x), batch_size)
 
 
 def run_tracked(
@@ -74,7 +95,6 @@ def run_tracked(
       y: as in `run`.
       batch_size: as in `run`.
     """
-    steps = len(x) // batch_size
 
     def step(carry, args):
         (params, state, tracked), (rows, key) = carry, args
@@ -89,10 +109,5 @@ def run_tracked(
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state, tracked), None
 
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(x))[: steps * batch_size]
-        step_keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        return jax.lax.scan(step, carry, (order.reshape(steps, batch_size), step_keys))
-
     start = params, tx.init(params), {name: t.init(params) for name, t in trackers.items()}
-    return jax.lax.scan(epoch, start, keys)[0]
+    return epochs(step, start, keys, len(x), batch_size)[0]

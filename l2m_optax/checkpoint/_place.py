@@ -12,6 +12,8 @@ from l2m_optax._support.checks import complaint
 
 SUFFIX = ".orbax-checkpoint-tmp"
 """What orbax appends to the name of a directory as long as it writes there."""
+_PATIENCE = 10.0
+"""Seconds after which what threads bring back is left."""
 
 
 def check_place(where: Path) -> None:
@@ -40,13 +42,13 @@ def failure(where: Path, error: Exception) -> Exception:
     return OSError(complaint(str(where), "a posterior written whole", got, remedy))
 
 
-def clear(where: Path, *, patience: float = 10.0) -> None:
+def clear(where: Path) -> None:
     """Remove the directories that orbax began for this path and did not finish.
 
     Orbax reports the first item that fails; its threads may still write the others, and bring back
-    what was just removed. So look again until nothing came back, `patience` seconds at most.
+    what was just removed. So look again until nothing came back.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + _PATIENCE
     while _remove_begun(where) and time.monotonic() < end:
         time.sleep(0.1)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.posterior._posterior import Posterior, are_correlated
 from l2m_optax.predict._classify import classify
 from l2m_optax.predict._outputs import check_outputs
 from l2m_optax.predict._summaries import Classification
@@ -76,7 +76,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     check_call(apply_fn, posterior)
     outputs = jax.eval_shape(apply_fn, posterior.mean, inputs)
     _check_classifier(outputs, posterior)
-    if jax.tree.leaves(posterior.second_moment.basis):
+    if any(are_correlated(posterior)):
         return _at(apply_fn, posterior, inputs, jnp.asarray(_OF_BASES)).epistemic
     return _at(apply_fn, posterior, inputs, cold_temperature(posterior, outputs.shape[-1])).total
 

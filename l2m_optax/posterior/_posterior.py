@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._basis import diagonal, over_leaves, rotate_back, rotate_into
+from l2m_optax.moments._basis import bases, diagonal, over_leaves, rotate_back, rotate_into
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 
 
@@ -111,6 +111,12 @@ def variance(posterior: Posterior) -> PyTree:
       Array(1., dtype=float32)
     """
     return _with_fixed(_diagonals(posterior, free_variance(posterior)), posterior.mean, 0.0)
+
+
+def are_correlated(posterior: Posterior) -> list[bool]:
+    """For each free leaf whether its parameters are correlated: whether a basis turns it."""
+    found = bases(posterior.second_moment.basis, free_mean(posterior))
+    return [one is not None and any(side is not None for side in one) for one in found]
 
 
 def free_mean(posterior: Posterior) -> PyTree:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2m_optax._support.trees import broadcast
 from l2m_optax._support.types import Array, ArrayLike
-from l2m_optax.moments._basis import Basis, bases
 from l2m_optax.moments._evidence import OVERCOUNT, determined
-from l2m_optax.posterior._posterior import Posterior, data_precision
+from l2m_optax.posterior._posterior import Posterior, are_correlated, data_precision
 
 OF_CLASSES = 0.1
 """The temperature where the data determine as many parameters as there are numbers in them."""
@@ -18,6 +18,7 @@ OF_NUMBERS = 0.03
 """The temperature for regressions, with the noise that goes with it."""
 
 
+@jax.jit
 def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
     r"""$T = 0.1\, \gamma / (a N K)$: a temperature for all layers, from the state alone.
 
@@ -48,15 +49,11 @@ def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
     """
     data = data_precision(posterior)
     prior = broadcast(posterior.prior_precision, data)
-    gammas = jax.tree.leaves(jax.tree.map(lambda f, d: jnp.sum(determined(f, d)), data, prior))
-    correlated = [_has_correlations(one) for one in bases(posterior.second_moment.basis, data)]
+    gammas = jax.tree.map(lambda f, d: jnp.sum(determined(f, d)), data, prior)
+    of_leaf, correlated = jnp.stack(jax.tree.leaves(gammas)), np.array(are_correlated(posterior))
 
-    def share(of: bool) -> Array:
-        gamma = sum((g for g, c in zip(gammas, correlated, strict=True) if c is of), jnp.zeros(()))
+    def share(kind: np.ndarray) -> Array:
+        gamma = jnp.sum(of_leaf, where=kind)
         return jnp.minimum(gamma / (jnp.asarray(posterior.num_data) * num_classes), 1.0)
 
-    return OF_CLASSES * (share(False) / OVERCOUNT + share(True))
-
-
-def _has_correlations(basis: Basis | None) -> bool:
-    return basis is not None and any(side is not None for side in basis)
+    return OF_CLASSES * (share(~correlated) / OVERCOUNT + share(correlated))

@@ -187,7 +187,7 @@ class _Matcher:
         found = rotated(n, g.reshape(g.shape[:2] + n.shape[2:]), matrices, self._allowed)
         if found is None:
             return None
-        return self._told(path, found.recurrence, found.matrices)
+        return self._moment(path, found.recurrence, found.matrices)
 
     def _of_products(self, g: np.ndarray, held: Arrays) -> LeafMoment | None:
         """The moment that products along every axis of a leaf, or of a view of it, determine."""
@@ -196,7 +196,7 @@ class _Matcher:
             laws, advances = {law for _, law in pairs}, {self._advance(path) for path, _ in pairs}
             if len(pairs) == len(view) and len(laws) == len(advances) == 1:
                 paths = tuple(path for path, _ in pairs)
-                moment = self._told(paths[0], laws.pop(), paths)
+                moment = self._moment(paths[0], laws.pop(), paths)
                 return moment and moment._replace(products=True)
         return None
 
@@ -214,7 +214,7 @@ class _Matcher:
                     break
         return list(found.items())
 
-    def _told(
+    def _moment(
         self, path: str, law: Recurrence, matrices: tuple[str | None, ...]
     ) -> LeafMoment | None:
         advance, count = self._advance(path), self._count(path)
