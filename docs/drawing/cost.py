@@ -2,11 +2,10 @@
 
 from matplotlib.figure import Figure
 
-from drawing import dots, records
+from drawing import methods, records
 from drawing.records import report
 
 SIZES = ("100k", "1M", "10M")
-MARKERS = {f"{size} parameters": marker for size, marker in zip(SIZES, dots.MARKERS, strict=False)}
 TICKS = {1e-3: "1 ms", 1: "1 s", 60: "1 min", 3600: "1 h", 86400: "1 day", 8.64e6: "100 days"}
 
 
@@ -46,12 +45,7 @@ def _times(part: str, column: str):
 
 
 def _plot(title, found, axis) -> Figure:
-    largest = found["10M parameters"]
-    rows = [
-        dots.Row(m, {n: (t[m][0], 0.0, records.NEEDS[records.needs(m)]) for n, t in found.items()})
-        for m in sorted(largest, key=lambda m: largest[m][0])
-    ]
-    made, ax = dots.plot(title, rows, axis, records.colours(largest), MARKERS, scale="log")
+    made, ax = methods.plot(title, found, axis, found["10M parameters"], scale="log")
     highest = max(value for table in found.values() for value, _ in table.values())
     ticks = {second: name for second, name in TICKS.items() if second < 3 * highest}
     ax.set_xticks(list(ticks), ticks.values(), rotation=35, ha="right", rotation_mode="anchor")

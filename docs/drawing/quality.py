@@ -2,13 +2,12 @@
 
 from matplotlib.figure import Figure
 
-from drawing import dots, records
+from drawing import methods, records
 
 NETWORKS = {
     "perceptron": "Fashion-MNIST, perceptron 784-128-128-10",
     "convolutional network": "Fashion-MNIST, convolutional network",
 }
-MARKERS = dict(zip(NETWORKS, dots.MARKERS, strict=False))
 SHOWN = (
     "mode",
     "mode, temperature scaling (v)",
@@ -52,7 +51,7 @@ def novelty() -> Figure:
             for t in found.values()
         ),
     )
-    return _plot(title, found, "AUROC, digits against clothes, more is better", least=False)
+    return _plot(title, found, "AUROC, digits against clothes, more is better", most=True)
 
 
 def shift() -> Figure:
@@ -79,13 +78,5 @@ def _means(column: str):
     }
 
 
-def _plot(title, found, axis, least=True) -> Figure:
-    first = found["perceptron"]
-    rows = [
-        dots.Row(
-            method,
-            {n: (*t[method], records.NEEDS[records.needs(method)]) for n, t in found.items()},
-        )
-        for method in sorted(first, key=lambda m: first[m][0] if least else -first[m][0])
-    ]
-    return dots.plot(title, rows, axis, records.colours(first), MARKERS)[0]
+def _plot(title, found, axis, most=False) -> Figure:
+    return methods.plot(title, found, axis, found["perceptron"], most=most)[0]

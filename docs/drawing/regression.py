@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from drawing import dots, records
+from drawing import methods, records
 
 SHOWN = (
     "mode",
@@ -43,21 +43,12 @@ def _wins(found) -> str:
     return f"{len(better)} of {len(found)}"
 
 
-def _means(column: str, methods=SHOWN):
+def _means(column: str, shown=SHOWN):
     return {
-        heading.split(",")[0]: records.chosen(records.means("regression", heading, column), methods)
+        heading.split(",")[0]: records.chosen(records.means("regression", heading, column), shown)
         for heading in records.headings("regression")
     }
 
 
 def _plot(title, found, axis) -> Figure:
-    first = next(iter(found.values()))
-    rows = [
-        dots.Row(
-            method,
-            {n: (*t[method], records.NEEDS[records.needs(method)]) for n, t in found.items()},
-        )
-        for method in sorted(first, key=lambda m: first[m][0])
-    ]
-    markers = dict(zip(found, dots.MARKERS, strict=False))
-    return dots.plot(title, rows, axis, records.colours(first), markers)[0]
+    return methods.plot(title, found, axis, next(iter(found.values())))[0]
