@@ -23,7 +23,6 @@ import structure_regression as structure
 from numpyro.diagnostics import split_gelman_rubin
 from scipy.stats import norm
 from tables import (
-    BATCH_SIZE,
     DRAWS,
     EPOCHS,
     HMC_DRAWS,
@@ -84,13 +83,7 @@ def scores(prediction: Prediction, reference: Prediction, data: Split) -> dict[s
 
 def l2m_prediction(tx, params, state, data: Split) -> Prediction:
     moment = l2m.second_moment(state, params, tx=tx)
-    posterior = l2m.laplace(
-        params, moment, num_data=len(data.x), batch_size=BATCH_SIZE, loss_scale=2.0
-    )
-    posterior, info = l2m.fit_noise_variance(apply_fn, posterior, data.x, data.y)
-    variance = l2m.output_variance(apply_fn, posterior, data.x_test)
-    mean = np.asarray(apply_fn(params, data.x_test), np.float64)
-    return Prediction(mean, np.asarray(variance, np.float64) + float(info.value))
+    return Prediction(*structure.predictive(structure.of_data(params, moment, data), data))
 
 
 def mixture(predictions) -> Prediction:

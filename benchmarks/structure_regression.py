@@ -40,11 +40,15 @@ ROUNDS = 10  # of the noise variance and the true Fisher, each of which needs th
 
 def predictions(params: Any, tracked: dict[str, Any], data: Split) -> Iterator[tuple[str, Any]]:
     """The mean and the variance of every held-out target, by the name of the tracker."""
-    mean = np.asarray(apply_fn(params, data.x_test), np.float64)
     for name, state in tracked.items():
-        posterior = (of_model if "true" in name else of_data)(params, state, data)
-        variance = np.asarray(l2m.output_variance(apply_fn, posterior, data.x_test), np.float64)
-        yield name, (mean, variance + float(posterior.noise_variance))
+        make = of_model if "true" in name else of_data
+        yield name, predictive(make(params, state, data), data)
+
+
+def predictive(posterior: l2m.posterior.Posterior, data: Split) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.asarray(apply_fn(posterior.mean, data.x_test), np.float64)
+    variance = np.asarray(l2m.output_variance(apply_fn, posterior, data.x_test), np.float64)
+    return mean, variance + float(posterior.noise_variance)
 
 
 def of_data(params: Any, state: Any, data: Split) -> l2m.posterior.Posterior:
