@@ -20,6 +20,7 @@ from l2m_optax.posterior._selection import restrict
 from l2m_optax.posterior._training import nats_per_parameter
 from l2m_optax.predict._last_layer import last_layer
 from l2m_optax.tuning._calibrate import with_noise
+from l2m_optax.tuning._fit import Fit
 from l2m_optax.tuning._scale_check import ScaleCheck, check_scale, likelihood_named, rescale
 from l2m_optax.tuning._targets import shape_of_outputs
 
@@ -52,11 +53,12 @@ def fit(
        1 gives a warning.
     3. The prior precision, and for numbers the noise variance, are those of the evidence; or those
        that the optimizer's state holds, where it was trained with `evidence_weight_decay`.
-    4. With validation data the last layer (`last_layer`) and all layers are tuned on them, T and
-       for numbers the noise. The best is returned; if that is the network alone, T = 0, which is
-       exactly the network. The report says by how many standard errors it is better. Without
-       validation data all layers get a small temperature: `tuning.cold_temperature` for classes,
-       0.03 for numbers.
+    4. With validation data the last layer (`last_layer`) and all layers are tuned on them: T, and
+       the noise of numbers (`tuning.calibrate_noise`) or the scale of logits
+       (`tuning.calibrate_logits`, which multiplies the last layer of ``posterior.mean``). The best
+       is returned; if that is the network alone, T = 0, which is exactly the network. The report
+       says by how many standard errors it is better. Without validation data all layers get a small
+       temperature: `tuning.cold_temperature` for classes, 0.03 for numbers.
 
     Use `classify` or `regress` on what is returned.
 
@@ -219,23 +221,32 @@ def _without_validation(apply_fn: ApplyFn, whole: Posterior, some: Sample, judge
 
 def _by_validation(proposed: dict[str, Posterior], pair: Pair, judge: Judge) -> _Found:
     """The best of the proposed posteriors and the network alone; the first one wins a tie."""
-    posteriors = {_NETWORK: judge.mode(proposed[_ALL], pair)}
-    posteriors |= {name: judge.tuned(p, pair).posterior for name, p in proposed.items()}
-    verdicts = {name: judge.verdict(p, pair) for name, p in posteriors.items()}
-    network = verdicts[_NETWORK].log_probs
+    network = judge.mode(proposed[_ALL], pair)
+    fits = {name: judge.tuned(posterior, pair) for name, posterior in proposed.items()}
+    posteriors = {_NETWORK: network} | {name: fit.posterior for name, fit in fits.items()}
+    verdicts = {name: judge.verdict(posterior, pair) for name, posterior in posteriors.items()}
 
     def candidate(name: str) -> Candidate:
-        log_probs, figures = verdicts[name]
-        gains = log_probs - network
+        found, gains = verdicts[name], verdicts[name].log_probs - verdicts[_NETWORK].log_probs
         error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else np.inf
-        temperature = float(np.asarray(posteriors[name].temperature))
         return Candidate(
-            name, temperature, float(-log_probs.mean()), float(gains.mean()), error, figures
+            name,
+            float(np.asarray(posteriors[name].temperature)),
+            float(-found.log_probs.mean()),
+            float(gains.mean()),
+            error,
+            found.figures,
+            _logit_scale(fits.get(name)),
         )
 
-    candidates = tuple(map(candidate, posteriors))
-    chosen = max(candidates, key=lambda c: c.gain).name
-    return _Found(chosen, candidates, posteriors[chosen])
+    chosen = min(verdicts, key=lambda name: verdicts[name].loss)
+    return _Found(chosen, tuple(map(candidate, posteriors)), posteriors[chosen])
+
+
+def _logit_scale(fit: Fit | None) -> float:
+    """What the logits were multiplied by."""
+    values = {} if fit is None or not isinstance(fit.info.value, dict) else fit.info.value
+    return float(np.asarray(values.get("logit_scale", 1.0)))
 
 
 def _of_validation(held_out: Sample | None, data: Any) -> Iterator[str]:

@@ -21,15 +21,11 @@ from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._classify import classify
 from l2m_optax.predict._linearized import linearized
 from l2m_optax.predict._regress import regress
-from l2m_optax.tuning._calibrate import (
-    calibrate_noise,
-    calibrate_temperature,
-    log_probs_of,
-    with_noise,
-)
+from l2m_optax.tuning._calibrate import calibrate_noise, log_probs_of, sums_of, with_noise
 from l2m_optax.tuning._cold import OF_NUMBERS, cold_temperature
 from l2m_optax.tuning._evidence import effective_parameters
 from l2m_optax.tuning._fit import Fit
+from l2m_optax.tuning._logits import calibrate_logits, smoothed
 from l2m_optax.tuning._noise import fit_noise_variance
 from l2m_optax.tuning._objectives import mean_over_draws
 from l2m_optax.tuning._prior import fit_prior_precision
@@ -45,10 +41,12 @@ class Verdict(NamedTuple):
 
     Attributes:
       log_probs: of each example, a mean over its observations, shape (n,).
+      loss: what the candidates are compared by.
       figures: accuracy and ECE, or RMSE and coverage of the 90% interval, by name.
     """
 
     log_probs: np.ndarray
+    loss: float
     figures: dict[str, float]
 
 
@@ -60,7 +58,7 @@ class Judge(NamedTuple):
 
     Attributes:
       prior: ``prior(posterior, pairs)``: prior precision, and noise, by the evidence.
-      tuned: ``tuned(posterior, pair)``: T, and noise, by validation data.
+      tuned: ``tuned(posterior, pair)``: T, and noise or the scale of logits, by validation data.
       mode: ``mode(posterior, pair)``: the network alone; its noise by the validation data.
       cold: ``cold(posterior, num_outputs)``: T, and noise, without validation data.
       verdict: ``verdict(posterior, pair)``.
@@ -100,17 +98,18 @@ def _of_classes(apply_fn: ApplyFn) -> Judge:
     def verdict(posterior: Posterior, pair: Pair) -> Verdict:
         inputs, labels = pair
         probs, labels = classify(apply_fn, posterior, inputs).probs, jnp.asarray(labels)
-        log_probs = log_probs_of(probs, labels)
+        log_probs = _by_example(log_probs_of(probs, labels))
+        loss = smoothed(sums_of(probs[None], labels), labels.size)
         flat, labels = probs.reshape(-1, probs.shape[-1]), labels.ravel()
         figures = {
             "accuracy": float(accuracy(flat, labels)),
             "ECE": float(expected_calibration_error(flat, labels)),
         }
-        return Verdict(_by_example(log_probs), figures)
+        return Verdict(log_probs, float(loss[0]), figures)
 
     return Judge(
         _prior,
-        lambda posterior, pair: calibrate_temperature(apply_fn, posterior, *pair),
+        lambda posterior, pair: calibrate_logits(apply_fn, posterior, *pair),
         _at_mode,
         _cold,
         verdict,
@@ -134,13 +133,13 @@ def _of_numbers(apply_fn: ApplyFn) -> Judge:
     def verdict(posterior: Posterior, pair: Pair) -> Verdict:
         inputs, targets = pair
         predicted, targets = regress(apply_fn, posterior, inputs), jnp.asarray(targets)
-        log_probs = gaussian(predicted.mean, targets, predicted.total)
+        log_probs = _by_example(gaussian(predicted.mean, targets, predicted.total))
         covered = interval_coverage(predicted.mean, predicted.total, targets, level=_LEVEL)
         figures = {
             "RMSE": float(root_mean_squared_error(predicted.mean, targets)),
             "in 90%": float(covered),
         }
-        return Verdict(_by_example(log_probs), figures)
+        return Verdict(log_probs, -float(log_probs.mean()), figures)
 
     return Judge(
         lambda posterior, loader: fit_noise_variance(apply_fn, posterior, loader).posterior,
@@ -157,7 +156,8 @@ def _of_function(apply_fn: ApplyFn, likelihood: Likelihood) -> Judge:
         draws = linearized(
             jax.random.key(0), apply_fn, posterior, inputs, num_samples=_DRAWS, antithetic=True
         )
-        return Verdict(_by_example(mean_over_draws(likelihood(draws, jnp.asarray(targets)))), {})
+        log_probs = _by_example(mean_over_draws(likelihood(draws, jnp.asarray(targets))))
+        return Verdict(log_probs, -float(log_probs.mean()), {})
 
     return Judge(
         _prior,

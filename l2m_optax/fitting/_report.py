@@ -22,6 +22,7 @@ class Candidate(NamedTuple):
       gain: by how much that is below the network's, in nats; NaN without validation data.
       standard_error: of the gain, over examples.
       figures: accuracy and ECE, or RMSE and the share of targets in the 90% interval, by name.
+      logit_scale: what the logits are multiplied by, see `tuning.calibrate_logits`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Candidate(NamedTuple):
     gain: float
     standard_error: float
     figures: dict[str, float]
+    logit_scale: float = 1.0
 
 
 class Report(NamedTuple):
@@ -65,12 +67,15 @@ def _scale_lines(report: Report) -> Iterator[str]:
 
 def _table(report: Report) -> Iterator[str]:
     names = sorted({name for c in report.candidates for name in c.figures})
-    rows = [("", "candidate", "T", "NLL", "gain", "± s.e.", *names)]
+    scaled = any(c.logit_scale != 1 for c in report.candidates)
+    settings = ["T", *["logits ×"][:scaled]]
+    rows = [("", "candidate", *settings, "NLL", "gain", "± s.e.", *names)]
     for c in report.candidates:
         mark = "→" if c.name == report.chosen else ""
+        tuned = [f"{c.temperature:.2g}", *[f"{c.logit_scale:.2f}"][:scaled]]
         numbers = [_number(x) for x in (c.nll, c.gain, c.standard_error)]
         figures = [_number(c.figures.get(name, math.nan)) for name in names]
-        rows.append((mark, c.name, f"{c.temperature:.2g}", *numbers, *figures))
+        rows.append((mark, c.name, *tuned, *numbers, *figures))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
@@ -82,11 +87,23 @@ def _choice(report: Report) -> Iterator[str]:
     chosen = next(c for c in report.candidates if c.name == report.chosen)
     if not report.validated:
         yield f"chosen: {chosen.name}, at a small temperature; pass validation= to see the gain"
-    elif chosen.temperature == 0:
+    elif chosen.temperature == 0 and chosen.logit_scale == 1:
         yield "chosen: the network alone; none predicts these data better"
     else:
-        gain = f"{chosen.gain:.2g} ± {chosen.standard_error:.1g} nats an observation"
-        yield f"chosen: {chosen.name}, {gain} better than the network alone"
+        yield f"chosen: {_what(chosen)}, {_gain(chosen)}"
+
+
+def _what(chosen: Candidate) -> str:
+    """The candidate in words."""
+    name = "the network" if chosen.temperature == 0 else chosen.name
+    return name if chosen.logit_scale == 1 else f"{name}, its logits times {chosen.logit_scale:.2f}"
+
+
+def _gain(chosen: Candidate) -> str:
+    gain = f"{abs(chosen.gain):.2g} ± {chosen.standard_error:.1g} nats an observation"
+    if chosen.gain >= 0:
+        return f"{gain} better than the network alone"
+    return f"{gain} worse than the network alone, but safe against errors that few data do not show"
 
 
 def _warnings(report: Report) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,22 +73,31 @@ def classify(
       >>> p.probs.shape, p.epistemic.shape
       ((7, 2), (7,))
     """
-    predicted = at_temperatures(apply_fn, posterior, inputs, None, chunk_size)
+    predicted = at_settings(apply_fn, posterior, inputs, None, chunk_size)
     check_rows(predicted.probs)
     return predicted
 
 
-def at_temperatures(
+class Settings(NamedTuple):
+    """Ways to change a predictive, arrays of one shape (S,).
+
+    Attributes:
+      temperature: multiples of the posterior's own.
+      logit_scale: the logits, and all that moves them, are multiplied by it.
+    """
+
+    temperature: Array
+    logit_scale: Array
+
+
+def at_settings(
     apply_fn: ApplyFn,
     posterior: Posterior,
     inputs: PyTree,
-    temperatures: Array | None,
+    settings: Settings | None,
     chunk_size: int | None = None,
 ) -> Classification:
-    """`classify` at the posterior's temperature, or at several, on a leading axis, for one price.
-
-    Several are multiples of the posterior's own: at a temperature of 1 they are what they say.
-    """
+    """`classify` of the posterior as it is, or changed in S ways on a leading axis, in one go."""
     check_hashable("apply_fn", apply_fn)
     check_batched(inputs)
     shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
@@ -96,11 +105,11 @@ def at_temperatures(
     if has_exact_integral(shape[1:]):
         check_chunk_size(chunk_size)
         with explained():
-            predicted, coupled = _exact(apply_fn, posterior, inputs, temperatures, chunk_size)
+            predicted, coupled = _exact(apply_fn, posterior, inputs, settings, chunk_size)
     else:
         drawn = deviations(jax.random.key(0), posterior, _PAIRS)
         chunk_size = chunk_size or equal_parts(math.prod(shape[1:]), shape[0])
-        predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, temperatures, chunk_size)
+        predicted, coupled = _of_draws(apply_fn, posterior, inputs, drawn, settings, chunk_size)
     check_independent(coupled)
     return predicted
 
@@ -110,7 +119,7 @@ def _exact(
     apply_fn: ApplyFn,
     posterior: Posterior,
     inputs: PyTree,
-    temperatures: Array | None,
+    settings: Settings | None,
     chunk_size: int | None,
 ) -> tuple[Classification, Array]:
     """Of few enough logits, by their covariances: one program, which is compiled once."""
@@ -120,7 +129,7 @@ def _exact(
     logits = apply_fn(posterior.mean, inputs)
     coupled = relative_change(logits, alone, logits)
     integral = offsets_and_points(if_independent(covariance, coupled))
-    return _scaled(logits.astype(covariance.dtype), *integral, temperatures), coupled
+    return _scaled(logits.astype(covariance.dtype), *integral, settings), coupled
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -129,7 +138,7 @@ def _of_draws(
     posterior: Posterior,
     inputs: PyTree,
     drawn: PyTree,
-    temperatures: Array | None,
+    settings: Settings | None,
     chunk_size: int,
 ) -> tuple[Classification, Array]:
     """Of as many logits as draws make cheaper than covariances; the draws are always the same."""
@@ -139,25 +148,29 @@ def _of_draws(
         logits, push = jax.linearize(
             lambda free: apply_fn(fill(free, posterior.mean), batch)[0], free_mean(posterior)
         )
-        return _scaled(logits, push, drawn, temperatures)
+        return _scaled(logits, push, drawn, settings)
 
     coupled = coupling(apply_fn, posterior, inputs)
     predicted = over_chunks(of_one, inputs, chunk_size)
-    if temperatures is not None:
+    if settings is not None:
         predicted = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), predicted)
     return jax.tree.map(lambda x: if_independent(x, coupled), predicted), coupled
 
 
 def _scaled(
-    logits: Array, offset_of: Callable[[Any], Array], points: PyTree, temperatures: Array | None
+    logits: Array, offset_of: Callable[[Any], Array], points: PyTree, settings: Settings | None
 ) -> Classification:
-    """The summary with offsets as they are, or times the root of each temperature."""
-    if temperatures is None:
+    """The summary with logits and offsets as they are, or changed in several ways."""
+    if settings is None:
         return over_offsets(logits, offset_of, points)
-    # What does not depend on the temperature, the offset itself, is computed once for all.
-    return jax.vmap(
-        lambda root: over_offsets(logits, lambda point: root * offset_of(point), points)
-    )(jnp.sqrt(temperatures))
+
+    def at(setting: Settings) -> Classification:
+        # What does not depend on the setting, the offset itself, is computed once for all.
+        moved = setting.logit_scale * jnp.sqrt(setting.temperature)
+        scaled = setting.logit_scale * logits
+        return over_offsets(scaled, lambda point: moved * offset_of(point), points)
+
+    return jax.vmap(at)(settings)
 
 
 def _check_classes(shape: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from l2m_optax._support.search import rounds_for, zoom
 from l2m_optax._support.trees import rows
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._classify import at_temperatures
+from l2m_optax.predict._classify import Settings, at_settings
 from l2m_optax.predict._variance import output_variance
 from l2m_optax.tuning._data import Dataset, check_call
 from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
@@ -68,13 +68,12 @@ def calibrate_temperature(
     """
     check_call(apply_fn, posterior)
     data = Dataset(apply_fn, posterior, inputs, labels)
-    _check_labels(data)
-    unit, y = posterior._replace(temperature=jnp.ones(())), jnp.asarray(labels)
-    size = equal_parts(len(_TEMPERATURES) * math.prod(data.output_shape), data.examples)
-    parts = [slice(i, i + size) for i in range(0, data.examples, size)]
-    losses = sum(_losses(apply_fn, unit, rows(inputs, part), y[part]) for part in parts)
+    check_labels(data)
+    temperatures = jnp.asarray(_TEMPERATURES)
+    settings = Settings(temperatures, jnp.ones_like(temperatures))
+    losses = of_settings(apply_fn, posterior, inputs, jnp.asarray(labels), settings, data).loss
     best = jnp.argmin(losses)
-    temperature = jnp.asarray(_TEMPERATURES)[best]
+    temperature = temperatures[best]
     highest = best == len(_TEMPERATURES) - 1
     expected = f"a best value below {_TEMPERATURES[-1]:g}"
     remedy = f"pass bounds= to tune, or {CHECK_TARGETS}"
@@ -86,28 +85,59 @@ def calibrate_temperature(
     )
 
 
-def _losses(apply_fn: ApplyFn, unit: Posterior, inputs: PyTree, labels: Array) -> Array:
-    """The sum over a batch at each candidate."""
-    probs = at_temperatures(apply_fn, unit, inputs, jnp.asarray(_TEMPERATURES)).probs
-    return _sums(probs, labels)
+class Sums(NamedTuple):
+    """Sums over observations, for each of S settings, shape (S,).
+
+    Attributes:
+      loss: the negative log-likelihood of the labels.
+      by_chance: that of labels by chance: its mean over all classes.
+    """
+
+    loss: Array
+    by_chance: Array
+
+
+def of_settings(
+    apply_fn: ApplyFn,
+    posterior: Posterior,
+    inputs: PyTree,
+    labels: Array,
+    settings: Settings,
+    data: Dataset,
+) -> Sums:
+    """The sums over all data; the posterior's own temperature is not used."""
+    unit = posterior._replace(temperature=jnp.ones(()))
+    size = equal_parts(len(settings.temperature) * math.prod(data.output_shape), data.examples)
+    parts = [slice(i, i + size) for i in range(0, data.examples, size)]
+    sums = [
+        sums_of(at_settings(apply_fn, unit, rows(inputs, part), settings).probs, labels[part])
+        for part in parts
+    ]
+    return jax.tree.map(lambda *x: sum(x), *sums)
 
 
 @jax.jit
-def _sums(probs: Array, labels: Array) -> Array:
-    """The negative log-likelihood of a batch for each entry of the leading axis of `probs`."""
-    return -jnp.sum(log_probs_of(probs, labels).reshape(len(probs), -1), axis=1)
+def sums_of(probs: Array, labels: Array) -> Sums:
+    """Those of a batch, for each entry of the leading axis of `probs`."""
+    by_chance = -jnp.mean(_log(probs), axis=-1)
+    loss = -log_probs_of(probs, labels)
+    return Sums(*(jnp.sum(x.reshape(len(probs), -1), axis=1) for x in (loss, by_chance)))
 
 
 @jax.jit
 def log_probs_of(probs: Array, labels: Array) -> Array:
     """The logarithms of the labels' probabilities; `probs` may have more leading axes."""
     index = jnp.broadcast_to(labels, probs.shape[:-1])[..., None]
-    of_label = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
+    return jnp.take_along_axis(_log(probs), index, axis=-1)[..., 0]
+
+
+def _log(probs: Array) -> Array:
     # What underflowed becomes the least normal number: one input must not decide alone.
-    return jnp.log(jnp.maximum(of_label, np.finfo(probs.dtype).tiny))
+    return jnp.log(jnp.maximum(probs, np.finfo(probs.dtype).tiny))
 
 
-def _check_labels(data: Dataset) -> None:
+def check_labels(data: Dataset) -> None:
+    """Refuse real numbers where class numbers are expected."""
     if not data.labels:
         remedy = "for real numbers use calibrate_noise"
         raise ValueError(complaint("labels", "class numbers", "real numbers", remedy))

@@ -91,23 +91,48 @@ def test_validation_data_choose_what_predicts_them_best(overfitted):
     np.testing.assert_allclose(by_name["network"].nll - best.gain, best.nll, rtol=1e-4)
     assert set(best.figures) == {"accuracy", "ECE"}
     x, y = labelled(2, 500)
-    assert nll(posterior, x, y) < nll(posterior._replace(temperature=jnp.zeros(())), x, y)
+    alone = jax.nn.softmax(network(params, x))
+    assert nll(posterior, x, y) < float(l2m.metrics.negative_log_likelihood(alone, y))
+    scale = best.logit_scale
+    assert 0 < scale < 1 and f"times {scale:.2f}" in str(report) and "logits ×" in str(report)
+    np.testing.assert_allclose(
+        network(posterior.mean, x), scale * network(params, x), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_a_network_that_is_unsure_stays_as_it_is():
-    """After a few steps of training no candidate helps: T = 0, and the alarm still works."""
+def test_few_labels_that_are_all_right_do_not_make_it_sure_of_everything(overfitted):
+    """Their likelihood alone asks for logits without bound."""
+    params, state, data = overfitted
+    x, _ = inputs_and_logits(3, 12)
+    held_out = x, network(params, x).argmax(-1)
+    _, report = l2m.fit(
+        network, params, state, tx=TX, data=data, batch_size=16, validation=held_out
+    )
+    assert all(c.logit_scale < 3 for c in report.candidates)
+
+
+def unsure(params, x):
+    """Logits in which no leaf is linear."""
+    return 3.0 * jnp.tanh(network(params, x))
+
+
+@pytest.mark.parametrize("apply_fn", [network, unsure])
+def test_a_network_that_is_unsure_gets_no_spread(apply_fn):
+    """After a few steps of training no spread helps, only larger logits; the alarm still works."""
     data = labelled(1, 256)
     params, state = train(loss_of_labels, *data, 30)
     x, _ = inputs_and_logits(3, 200)
-    held_out = x, network(params, x).argmax(-1)  # it is right on all of them, and does not know
+    held_out = x, apply_fn(params, x).argmax(-1)  # it is right on all of them, and does not know
     posterior, report = l2m.fit(
-        network, params, state, tx=TX, data=data, batch_size=16, validation=held_out
+        apply_fn, params, state, tx=TX, data=data, batch_size=16, validation=held_out
     )
-    assert report.chosen == "network" and float(posterior.temperature) == 0.0
-    assert "the network alone" in str(report)
-    expected = jax.nn.softmax(network(params, x))
-    np.testing.assert_allclose(l2m.classify(network, posterior, x).probs, expected, rtol=1e-5)
-    assert np.all(l2m.decisions.novelty(network, posterior, x) > 0)
+    assert float(posterior.temperature) == 0.0
+    scale = max(c.logit_scale for c in report.candidates if c.name == report.chosen)
+    assert (scale > 1) == (apply_fn is network)
+    assert ("the network alone; none" in str(report)) == (apply_fn is unsure)
+    expected = jax.nn.softmax(scale * apply_fn(params, x))
+    np.testing.assert_allclose(l2m.classify(apply_fn, posterior, x).probs, expected, rtol=1e-4)
+    assert np.all(l2m.decisions.novelty(apply_fn, posterior, x) > 0)
 
 
 @pytest.mark.parametrize("validated", [False, True])
@@ -146,10 +171,10 @@ def test_a_likelihood_of_ones_own(overfitted):
     options = {"tx": TX, "data": data, "batch_size": 16, "validation": labelled(3, 300)}
     _, report = l2m.fit(network, params, state, likelihood=likelihood, **options)
     _, by_name = l2m.fit(network, params, state, **options)
-    assert report.chosen == by_name.chosen
-    np.testing.assert_allclose(
-        min(c.nll for c in report.candidates), min(c.nll for c in by_name.candidates), atol=0.05
-    )
+    own, named = ({c.name: c.nll for c in r.candidates} for r in (report, by_name))
+    assert own[report.chosen] == min(own.values()) < own["network"]
+    np.testing.assert_allclose(own["network"], named["network"], rtol=1e-5)
+    np.testing.assert_allclose(min(own.values()), min(named.values()), atol=0.05)
 
 
 def test_a_loader_is_as_good_as_arrays(overfitted):

@@ -8,7 +8,7 @@ from helpers import moment_of, network, network_params
 from scipy import special
 
 import l2m_optax as l2m
-from l2m_optax.predict._classify import at_temperatures
+from l2m_optax.predict._classify import Settings, at_settings
 
 INPUTS = jax.random.normal(jax.random.key(5), (6, 4))
 
@@ -99,11 +99,15 @@ def test_networks_whose_examples_depend_on_each_other_are_refused(posterior):
 
 
 @pytest.mark.parametrize("apply_fn", [network, tokens])
-def test_several_temperatures_are_each_its_own(apply_fn, posterior):
+def test_several_settings_are_each_its_own(apply_fn, posterior):
     unit = posterior._replace(temperature=jnp.ones(()))
-    temperatures = jnp.array([0.0, 0.1, 0.3])
-    together = at_temperatures(apply_fn, unit, INPUTS, temperatures, chunk_size=4)
-    for i, temperature in enumerate(temperatures):
-        alone = l2m.classify(apply_fn, unit._replace(temperature=temperature), INPUTS)
+    settings = Settings(jnp.array([0.0, 0.1, 0.3]), jnp.array([1.0, 1.0, 0.5]))
+    together = at_settings(apply_fn, unit, INPUTS, settings, chunk_size=4)
+    for i, (temperature, scale) in enumerate(zip(*settings, strict=True)):
+
+        def scaled(p, x, scale=scale):
+            return scale * apply_fn(p, x)
+
+        alone = l2m.classify(scaled, unit._replace(temperature=temperature), INPUTS)
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_allclose(one[i], other, rtol=1e-4, atol=1e-5)
