@@ -21,6 +21,7 @@ from l2m_optax.moments._identification.probe import (
     Scope,
     record,
 )
+from l2m_optax.moments._identification.scheduled import changing_law
 from l2m_optax.moments._identification.trace import Program
 from l2m_optax.moments._identification.verdict import Moments
 
@@ -52,7 +53,11 @@ def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoRetu
         got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {TRACK}"
     else:
-        got = _other(probe) or f"{reason}, in {_names(program) or 'an empty state'}"
+        got = (
+            changing_law(probe)
+            or _other(probe)
+            or f"{reason}, in {_names(program) or 'an empty state'}"
+        )
     expected = "a running mean of the squares of the gradients it is given"
     raise TypeError(complaint("tx", expected, got, remedy))
 
