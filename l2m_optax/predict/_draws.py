@@ -35,8 +35,8 @@ def apply_ensemble(
       Outputs with a leading axis of size S.
 
     Raises:
-      ValueError: if the leading axes differ, `chunk_size` is below 1, or examples depend on each
-        other, as `monte_carlo`.
+      ValueError: if the leading axes differ or are 0, `chunk_size` is below 1, or examples depend
+        on each other, as `monte_carlo`.
       TypeError: if `apply_fn` is not hashable, or returns anything but one array of real numbers.
 
     Example:
@@ -170,12 +170,14 @@ def over_draws(f: Callable[[Any], Array], stacked: PyTree, chunk_size: int | Non
 
 
 def _check_stacked(draws: PyTree) -> None:
-    """Refuse draws whose leading axes differ."""
+    """Refuse draws whose leading axes differ, or that are none."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(draws)
     first = jnp.shape(paths_and_leaves[0][1])[:1] if paths_and_leaves else ()
+    some = first not in ((), (0,))
     for path, leaf in paths_and_leaves:
-        if not first or jnp.shape(leaf)[:1] != first:
-            expected = f"a leading axis of draws, {first}, as in the first leaf"
+        if not some or jnp.shape(leaf)[:1] != first:
+            sizes = f"{first}, as in the first leaf" if some else "one or more"
+            expected = f"a leading axis of draws, {sizes}"
             remedy = "stack the parameter trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)"
             got = f"shape {jnp.shape(leaf)}"
             raise ValueError(complaint(path_name(path, "draws"), expected, got, remedy))
