@@ -41,8 +41,10 @@ def examine(program: Program, scope: Scope) -> Moments:
 
 def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoReturn:
     behind = assign(_runs(probe, [int(np.argmin(SCALES))]))
-    remedy = TRACK
-    if not isinstance(behind, str):
+    remedy, changing = TRACK, changing_law(probe)
+    if changing is not None:
+        got = changing
+    elif not isinstance(behind, str):
         effect = clipping_effect(probe, sorted({m.path for m in behind.values() if m is not None}))
         got = f"one of gradients that are clipped when they are large: {effect}"
         remedy = (
@@ -53,11 +55,7 @@ def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoRetu
         got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {TRACK}"
     else:
-        got = (
-            changing_law(probe)
-            or _other(probe)
-            or f"{reason}, in {_names(program) or 'an empty state'}"
-        )
+        got = _other(probe) or f"{reason}, in {_names(program) or 'an empty state'}"
     expected = "a running mean of the squares of the gradients it is given"
     raise TypeError(complaint("tx", expected, got, remedy))
 

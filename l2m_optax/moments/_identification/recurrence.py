@@ -100,11 +100,12 @@ def lagged(n: np.ndarray, g: np.ndarray, allowed: float) -> tuple[float, float] 
 def one_update(
     before: np.ndarray, after: np.ndarray, x: np.ndarray, allowed: float
 ) -> tuple[float, float] | None:
-    """The d and c of one update, $n_t = d n_{t-1} + c x_t$, if all entries have the same."""
-    if not (np.all(after > 0) and np.all(np.isfinite(after))):
+    """The d and c of one update, $n_t = d n_{t-1} + c x_t$, if all entries move by the same."""
+    if not (np.all(after > 0) and np.all(np.isfinite(after)) and np.any(after != before)):
         return None
     (d, c), error = _solve(after, before, x)
-    sound = error < allowed and -10 * allowed <= d < 1 and c > -10 * allowed
+    noise = 10 * allowed
+    sound = error < allowed and -noise <= d <= 1 + noise and c >= -noise
     return (float(d), float(c)) if sound else None
 
 

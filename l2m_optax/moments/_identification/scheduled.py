@@ -39,12 +39,13 @@ def _changes(n: np.ndarray, x: np.ndarray, micro_steps: int) -> Iterator[str]:
     if len(known) < len(laws):
         return
     decay, share = known.T
-    forgotten = 1.0 - decay
+    forgotten = np.where(1.0 - decay > 10 * allowed, 1.0 - decay, 0.0)
+    scale = share / np.where(forgotten > 0.0, forgotten, 1.0)  # a sum forgets nothing
     if _differ(forgotten):
         yield f"decay changes {_between(decay)}, as with a schedule of b2"
-    if _differ(share / forgotten):
+    if _differ(scale):
         before = "as with a schedule, or a step size that is adapted, in front of it"
-        yield f"scale changes {_between(share / forgotten)}, {before}"
+        yield f"scale changes {_between(scale)}, {before}"
 
 
 def _differ(values: np.ndarray) -> bool:
