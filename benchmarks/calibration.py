@@ -84,7 +84,7 @@ def scaling(logits, labels) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-KINDS = ("linearised draws", "probit", "mean field 2", "Monte Carlo")
+KINDS = ("linearised draws", "probit", "mean field", "Monte Carlo")
 
 
 def l2m_prediction(kind, posterior, x) -> jax.Array:

@@ -203,7 +203,7 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
     def tuned(predict, name="adam"):
         (p, s), _ = trained(seed, name)
         posterior = whole(p, s, name)
-        fit, seconds = timed(l2m.tune, posterior, network, data.x_val, data.y_val)
+        fit, seconds = timed(l2m.tune, network, posterior, data.x_val, data.y_val)
         return answered(predict(fit.posterior), 1 + seconds / once)
 
     def ensemble_of_l2m():

@@ -269,6 +269,11 @@ REFUSALS = {
         ValueError,
         "draws['b']: expected a leading axis of draws, (2,)",
     ),
+    "a stack of no draws": (
+        lambda: l2m.predict.apply_ensemble(network, {"a": jnp.ones((0, 3))}, INPUTS),
+        ValueError,
+        "draws['a']: expected a leading axis of draws, one or more, got shape (0, 3)",
+    ),
     "inputs without a batch": (
         lambda: l2m.output_variance(network, POSTERIOR, jnp.ones(())),
         ValueError,

@@ -28,14 +28,15 @@ def apply_ensemble(
     Args:
       apply_fn: ``apply_fn(params, inputs) -> outputs``; hashable, as functions and methods are.
       draws: a tree whose leaves have a leading axis of size S.
-      inputs: what `apply_fn` takes.
+      inputs: what `apply_fn` takes, rows being examples as in `monte_carlo`.
       chunk_size: draws run side by side; `None` for all of them. Memory grows with it.
 
     Returns:
       Outputs with a leading axis of size S.
 
     Raises:
-      ValueError: if the leading axes differ, or `chunk_size` is below 1.
+      ValueError: if the leading axes differ or are 0, `chunk_size` is below 1, or examples depend
+        on each other, as `monte_carlo`.
       TypeError: if `apply_fn` is not hashable, or returns anything but one array of real numbers.
 
     Example:
@@ -47,7 +48,9 @@ def apply_ensemble(
     """
     _check_stacked(draws)
     check_hashable("apply_fn", apply_fn)
-    return _apply_ensemble(apply_fn, draws, inputs, chunk_size)
+    outputs, coupled = _apply_ensemble(apply_fn, draws, inputs, chunk_size)
+    check_independent(coupled)
+    return outputs
 
 
 def monte_carlo(
@@ -115,8 +118,13 @@ def monte_carlo(
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _apply_ensemble(
     apply_fn: ApplyFn, draws: PyTree, inputs: PyTree, chunk_size: int | None
-) -> Array:
-    return over_draws(lambda params: check_outputs(apply_fn(params, inputs)), draws, chunk_size)
+) -> tuple[Array, Array]:
+    coupled = influence(apply_fn, jax.tree.map(lambda x: x[0], draws), inputs)
+
+    def one(params: PyTree) -> Array:
+        return if_independent(check_outputs(apply_fn(params, inputs)), coupled)
+
+    return over_draws(one, draws, chunk_size), coupled
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -128,7 +136,7 @@ def _monte_carlo(
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
     """The outputs of draws, or of the keys and signs of draws that are made chunk by chunk."""
-    coupled = influence(apply_fn, posterior, inputs)
+    coupled = influence(apply_fn, posterior.mean, inputs)
 
     def one(entry: Any) -> Array:
         made = chunk_size is None
@@ -162,12 +170,14 @@ def over_draws(f: Callable[[Any], Array], stacked: PyTree, chunk_size: int | Non
 
 
 def _check_stacked(draws: PyTree) -> None:
-    """Refuse draws whose leading axes differ."""
+    """Refuse draws whose leading axes differ, or that are none."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(draws)
     first = jnp.shape(paths_and_leaves[0][1])[:1] if paths_and_leaves else ()
+    some = first not in ((), (0,))
     for path, leaf in paths_and_leaves:
-        if not first or jnp.shape(leaf)[:1] != first:
-            expected = f"a leading axis of draws, {first}, as in the first leaf"
+        if not some or jnp.shape(leaf)[:1] != first:
+            sizes = f"{first}, as in the first leaf" if some else "one or more"
+            expected = f"a leading axis of draws, {sizes}"
             remedy = "stack the parameter trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)"
             got = f"shape {jnp.shape(leaf)}"
             raise ValueError(complaint(path_name(path, "draws"), expected, got, remedy))

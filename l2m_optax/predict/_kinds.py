@@ -60,7 +60,7 @@ def _linearized_at(
     outputs, moves = output_deviations(
         key, apply_fn, unit, inputs, num_samples, chunk_size, antithetic=True
     )
-    moves = if_independent(moves, influence(apply_fn, unit, inputs))
+    moves = if_independent(moves, influence(apply_fn, unit.mean, inputs))
     return lambda log_temperature: outputs + jnp.exp(0.5 * log_temperature) * moves
 
 

@@ -89,7 +89,7 @@ def _linearized(
     """The outputs of deviations, or of the keys and signs of such made chunk by chunk."""
     tangent = _itself if chunk_size is None else _drawn(posterior)
     outputs, moves = _along(tangent, stacked, apply_fn, posterior, inputs, chunk_size)
-    coupled = influence(apply_fn, posterior, inputs)
+    coupled = influence(apply_fn, posterior.mean, inputs)
     return if_independent(outputs, coupled) + moves, coupled
 
 

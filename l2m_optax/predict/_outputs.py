@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -58,7 +59,8 @@ def coupling(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     return relative_change(together, alone, together)
 
 
-def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
+@functools.partial(jax.jit, static_argnums=0)
+def influence(apply_fn: ApplyFn, params: PyTree, inputs: PyTree) -> Array:
     """How far the first input's output moves when the other inputs of a small batch are replaced.
 
     What is computed a batch at a time needs no more: a network may well treat the places of a batch
@@ -69,14 +71,12 @@ def influence(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     if len(sizes) != 1 or sizes <= {(), (0,), (1,)}:
         return jnp.zeros(())
+    pair = _with_others_replaced(inputs)
     try:
-        both = jax.vmap(lambda x: check_outputs(apply_fn(posterior.mean, x)))(
-            _with_others_replaced(inputs)
-        )
+        both = jax.vmap(lambda x: check_outputs(apply_fn(params, x)))(pair)
     except Exception:  # of a network that takes one number of examples only, or of its outputs
         return jnp.zeros(())
-    few = min(_FEW, len(jax.tree.leaves(inputs)[0]))
-    if both.shape[1:2] != (few,):
+    if both.shape[1:2] != jax.tree.leaves(pair)[0].shape[1:2]:
         return jnp.zeros(())
     return relative_change(both[0, 0], both[1, 0], both[0])
 

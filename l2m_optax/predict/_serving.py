@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_count, check_hashable, complaint
+from l2m_optax._support.checks import check_count, check_hashable, complaint, is_concrete
 from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._kinds import KINDS, KindName
+from l2m_optax.predict._outputs import check_independent, if_independent, influence
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Predictive:
     kind: KindName
     summary: Callable[[Array], Any] | None
     chunk_size: int | None
+    _looked_at: set[Shapes] = dataclasses.field(
+        default_factory=set, init=False, repr=False, compare=False
+    )
+    """The shapes of inputs whose examples were found not to depend on each other."""
 
     def __call__(self, inputs: PyTree) -> Any:
         """What `summary` makes of the outputs of S draws.
@@ -51,7 +59,18 @@ class Predictive:
 
         Raises:
           TypeError: if `apply_fn` returns anything but one array of real numbers.
+          ValueError: if one example's outputs depend on others, as in `monte_carlo`, which is
+            looked at once for inputs of a shape. Inside `jax.jit`, where values cannot be looked
+            at, the result is NaN instead.
         """
+        shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(inputs))
+        if shapes in self._looked_at:
+            return _predict(self, inputs)
+        coupled = influence(self.apply_fn, self.posterior.mean, inputs)
+        if not is_concrete(coupled):
+            return _if_independent(_predict(self, inputs), coupled)
+        check_independent(coupled)
+        self._looked_at.add(shapes)
         return _predict(self, inputs)
 
     def outputs(self, inputs: PyTree) -> Array:
@@ -82,7 +101,10 @@ def make_predictive(
     The S draws are made now and reused by every call, which then costs S forward passes (or one
     forward and S directional derivatives) and no random numbers; the same input gets the same
     answer. They take the memory of S trees of parameters. For fresh draws in each call use
-    `linearized` or `monte_carlo`, which also refuse networks whose examples depend on each other.
+    `linearized` or `monte_carlo`.
+
+    The first call with inputs of a shape also looks at a few of them: whether one example's outputs
+    depend on others, as with batch statistics in training mode, is refused.
 
     Compiled once for each `apply_fn` and `summary`: keep one function of each. New lambdas compile
     again, and a variable that a function closes over is read once only.
@@ -131,3 +153,12 @@ def make_predictive(
 def _predict(predictive: Predictive, inputs: PyTree) -> Any:
     outputs = predictive.outputs(inputs)
     return outputs if predictive.summary is None else predictive.summary(outputs)
+
+
+def _if_independent(predicted: Any, coupled: Array) -> Any:
+    """NaN in all real arrays of a prediction, if examples depend on each other."""
+
+    def each(x: Array) -> Array:
+        return if_independent(x, coupled) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(each, predicted)

@@ -56,7 +56,7 @@ class Dataset:
             self.size += check_targets(outputs, y, likelihood)
             check_numbers(apply_fn, posterior, x, self.examples)
             if self.examples == 0:
-                check_independent(_influence(apply_fn, posterior, x))
+                check_independent(influence(apply_fn, posterior.mean, x))
             self.examples += outputs.shape[0]
             self.output_shape = outputs.shape[1:]
             labels.add(are_labels(y))
@@ -130,9 +130,6 @@ def check_numbers(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree, offse
         raise FloatingPointError(
             complaint("apply_fn(posterior.mean, inputs)", "numbers", got, remedy)
         )
-
-
-_influence = jax.jit(influence, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """`identify` on trees like those of real networks: sizes, places, late schedules, many calls."""
 
 import gc
+import re
 import weakref
 
 import jax
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_identify_optimizers import RATE, assert_close, averaged, gradients, mean_of_squares, run
+from test_identify_optimizers import (
+    PARAMS,
+    RATE,
+    assert_close,
+    averaged,
+    gradients,
+    mean_of_squares,
+    run,
+)
 
 import l2m_optax as l2m
 
@@ -181,11 +190,48 @@ def test_large_leaves_are_factored_where_the_state_is():
 # --- late changes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("late", [500, 50_000, 10_000_000])
-def test_schedules_that_change_late_are_refused(late):
+@pytest.mark.parametrize(
+    ("late", "tx"),
+    [
+        (500, optax.adam(RATE)),
+        (50_000, optax.adagrad(RATE)),
+        (10_000_000, optax.adam(RATE)),
+    ],
+)
+def test_schedules_that_change_late_are_refused(late, tx):
     schedule = optax.scale_by_schedule(lambda t: jnp.where(t < late, 1.0, 0.5))
-    with pytest.raises(TypeError, match="track_second_moment"):
-        l2m.identify(optax.chain(schedule, optax.adam(RATE)), MLP)
+    with pytest.raises(TypeError, match="track_second_moment") as raised:
+        l2m.identify(optax.chain(schedule, tx), MLP)
+    seen = r"(nu|squares)\[.*\], whose scale changes .*between 0.25 and 1\), as with a schedule"
+    assert re.search(seen, str(raised.value))
+
+
+def test_the_refusal_of_a_late_schedule_of_b2_says_so_and_its_remedy_works():
+    adam = optax.inject_hyperparams(optax.adam)
+    tx = adam(RATE, b2=lambda t: jnp.where(t < 50_000, 0.9, 0.99))
+    with pytest.raises(TypeError, match=r"decay changes .*between 0.9 and 0.99\).*of b2;"):
+        l2m.identify(tx, SMALL)
+    tx, grads = optax.chain(l2m.track_second_moment(0.999), tx), gradients()
+    moment = l2m.second_moment(run(tx, PARAMS, grads), PARAMS, tx=tx)
+    assert_close(moment, mean_of_squares(grads, 0.999))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sgd(RATE, momentum=0.9),
+        optax.chain(optax.ema(0.9), optax.adam(RATE)),
+        optax.chain(optax.contrib.normalize(), optax.adam(RATE)),
+        optax.adamax(RATE),
+        optax.conditionally_transform(optax.adam(RATE), lambda step, **_: step < 500),
+        optax.chain(optax.clip(1.0), optax.adagrad(RATE)),
+    ],
+    ids=["momentum", "ema", "normalize", "adamax", "conditional", "clipped"],
+)
+def test_no_schedule_is_named_where_there_is_none(tx):
+    with pytest.raises(TypeError) as raised:
+        l2m.identify(tx, SMALL)
+    assert "changes" not in str(raised.value)
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -94,3 +94,12 @@ def test_lagged():
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999999, 0.123456])
 def test_rounding_gives_back_what_was_written(decay):
     assert rec.rounded(decay * (1 + 1e-17)) == pytest.approx(decay, rel=1e-12)
+
+
+def test_the_law_of_one_update():
+    n = follow(X, 0.0, lambda n, x, t: 0.9 * n + 0.1 * x)
+    assert rec.one_update(n[3], n[4], X[3], EXACT) == pytest.approx((0.9, 0.1))
+    assert rec.one_update(n[3], n[4], X[2], EXACT) is None
+    for name in ("maximum", "clipped", "a row apart"):
+        n = follow(X, 0.0, NONE[name])
+        assert rec.one_update(n[3], n[4], X[3], EXACT) is None

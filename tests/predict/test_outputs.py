@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import network
+from jax import export
 
 import l2m_optax as l2m
 
@@ -29,12 +30,14 @@ EXACT = {
     "output_covariance": l2m.output_covariance,
     "regress": lambda f, p, x: l2m.regress(f, p, x).epistemic,
 }
-OTHERS = {
+MADE_ONCE = {
     "apply_ensemble": lambda f, p, x: l2m.predict.apply_ensemble(f, l2m.sample(KEY, p, 3), x),
     "make_predictive": lambda f, p, x: l2m.make_predictive(KEY, f, p, num_samples=3)(x),
     "make_predictive of draws": lambda f, p, x: l2m.make_predictive(
         KEY, f, p, kind="monte_carlo", num_samples=3
     )(x),
+}
+OTHERS = {
     "predict_dataset": lambda f, p, x: l2m.predict_dataset(
         l2m.make_predictive(KEY, f, p, num_samples=3), [x]
     ),
@@ -45,7 +48,7 @@ OTHERS = {
     "elbo": lambda f, p, x: l2m.tuning.elbo(KEY, f, p, x, jnp.zeros(len(x), int)),
     "check_scale": lambda f, p, x: l2m.tuning.check_scale(f, p, x, jnp.zeros(len(x), int)),
 }
-EVERY = DRAWN | EXACT | OTHERS
+EVERY = DRAWN | EXACT | MADE_ONCE | OTHERS
 
 WRONG = {
     "dict": (lambda p, x: {"logits": network(p, x)}, r"a dict of float32\["),
@@ -80,7 +83,7 @@ COUPLED = {
 
 @pytest.mark.parametrize(
     ("name", "network_name"),
-    [(name, "batch normalisation") for name in DRAWN | EXACT]
+    [(name, "batch normalisation") for name in DRAWN | EXACT | MADE_ONCE]
     + [(name, other) for name in ("linearized", "output_variance") for other in COUPLED],
 )
 def test_coupled_examples_are_refused_and_nan_under_jit(posterior, name, network_name):
@@ -88,6 +91,41 @@ def test_coupled_examples_are_refused_and_nan_under_jit(posterior, name, network
     with pytest.raises(ValueError, match="depend on that example only, got outputs that change"):
         function(apply_fn, posterior, X)
     assert np.isnan(jax.jit(lambda p, x: function(apply_fn, p, x))(posterior, X)).all()
+
+
+def test_coupled_examples_are_refused_for_a_whole_dataset(posterior):
+    summary = {"summary": l2m.classification, "num_samples": 3}
+    made = l2m.make_predictive(KEY, COUPLED["centring"], posterior, **summary)
+    with pytest.raises(ValueError, match="depend on that example only"):
+        l2m.predict_dataset(made, X, batch_size=3)
+
+
+def test_a_first_call_with_one_input_does_not_hide_that_examples_are_coupled(posterior):
+    predictive = l2m.make_predictive(KEY, COUPLED["centring"], posterior, num_samples=3)
+    predictive(X[:1])
+    with pytest.raises(ValueError, match="depend on that example only"):
+        predictive(X)
+
+
+@pytest.mark.parametrize("name", ["linearized", "make_predictive"])
+def test_a_program_for_any_number_of_inputs_looks_at_them_too(posterior, name):
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("n, 4"), jnp.float32)
+    for apply_fn, numbers in ((network, []), (COUPLED["centring"], [3, 6])):
+        program = jax.jit(lambda x, f=apply_fn: EVERY[name](f, posterior, x))
+        run = export.export(program)(shape).call
+        assert [n for n in (1, 3, 6) if np.isnan(run(X[:n])).any()] == numbers
+
+
+def test_a_later_call_of_a_predictive_looks_at_nothing_but_the_draws(posterior):
+    """Once a shape was looked at, neither calls nor programs around them pay for it again."""
+    predictive = l2m.make_predictive(KEY, network, posterior, num_samples=3)
+
+    def steps():
+        return len(jax.make_jaxpr(lambda x: predictive(x))(X).eqns)
+
+    assert steps() > 1
+    predictive(X)
+    assert steps() == 1
 
 
 def dropped(params, x):
@@ -114,13 +152,13 @@ SOUND = {
 # Chunks are of draws, and coupled are examples: a case of each kind shows them together.
 @pytest.mark.parametrize(
     ("name", "case"),
-    [(name, case) for name in WHOLE for case in SOUND]
+    [(name, case) for name in WHOLE | MADE_ONCE for case in SOUND]
     + [(name, case) for name in CHUNKS for case in ("a graph of six nodes", "one input")],
 )
 def test_what_is_no_coupling_is_not_taken_for_it(posterior, name, case):
     apply_fn, inputs = SOUND[case]
-    outputs = DRAWN[name](apply_fn, posterior, inputs)
-    jitted = jax.jit(lambda p, x: DRAWN[name](apply_fn, p, x))(posterior, inputs)
+    outputs = EVERY[name](apply_fn, posterior, inputs)
+    jitted = jax.jit(lambda p, x: EVERY[name](apply_fn, p, x))(posterior, inputs)
     np.testing.assert_allclose(outputs, jitted, rtol=1e-4, atol=1e-5)
     assert np.isfinite(np.asarray(outputs)[:, 1:]).all()
 

@@ -21,6 +21,7 @@ from l2m_optax.moments._identification.probe import (
     Scope,
     record,
 )
+from l2m_optax.moments._identification.scheduled import changing_law
 from l2m_optax.moments._identification.trace import Program
 from l2m_optax.moments._identification.verdict import Moments
 
@@ -40,8 +41,10 @@ def examine(program: Program, scope: Scope) -> Moments:
 
 def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoReturn:
     behind = assign(_runs(probe, [int(np.argmin(SCALES))]))
-    remedy = TRACK
-    if not isinstance(behind, str):
+    remedy, changing = TRACK, changing_law(probe)
+    if changing is not None:
+        got = changing
+    elif not isinstance(behind, str):
         effect = clipping_effect(probe, sorted({m.path for m in behind.values() if m is not None}))
         got = f"one of gradients that are clipped when they are large: {effect}"
         remedy = (

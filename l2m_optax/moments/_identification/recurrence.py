@@ -97,6 +97,18 @@ def lagged(n: np.ndarray, g: np.ndarray, allowed: float) -> tuple[float, float] 
     return (rounded(d), float(f"{b / (a - b):.9g}")) if closed and a > b else None
 
 
+def one_update(
+    before: np.ndarray, after: np.ndarray, x: np.ndarray, allowed: float
+) -> tuple[float, float] | None:
+    """The d and c of one update, $n_t = d n_{t-1} + c x_t$, if all entries move by the same."""
+    if not (np.all(after > 0) and np.all(np.isfinite(after)) and np.any(after != before)):
+        return None
+    (d, c), error = _solve(after, before, x)
+    noise = 10 * allowed
+    sound = error < allowed and -noise <= d <= 1 + noise and c >= -noise
+    return (float(d), float(c)) if sound else None
+
+
 def _constant(n: np.ndarray, x: np.ndarray, initial: float, allowed: float) -> Recurrence | None:
     (d, c), error = _solve(n[1:], n[:-1], x)
     if error > allowed or c <= 0 or _needs_no_gradient(n, allowed):
