@@ -1,5 +1,7 @@
 """`fit`: what it chooses, that it is never worse than the network, what it says and refuses."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from helpers import network, network_params
 
 import l2m_optax as l2m
+from l2m_optax.fitting._data import sample, share_seen
+from l2m_optax.fitting._fit import _by_validation
+from l2m_optax.fitting._judges import Verdict
 from l2m_optax.fitting._report import of_the_scale
 
 TX = optax.adam(2e-2)
@@ -94,6 +99,35 @@ def test_validation_data_choose_what_predicts_them_best(overfitted):
     assert nll(posterior, x, y) < nll(posterior._replace(temperature=jnp.zeros(())), x, y)
 
 
+def told(temperature, *log_probs):
+    """In the place of a posterior: what it says of each held-out observation."""
+    return SimpleNamespace(temperature=temperature, log_probs=np.array(log_probs))
+
+
+KNOWING = SimpleNamespace(
+    mode=lambda posterior, network: told(0.0, *network),
+    tuned=lambda posterior, network: SimpleNamespace(posterior=posterior),
+    verdict=lambda posterior, network: Verdict(posterior.log_probs, {}),
+)
+
+
+def test_a_gain_is_a_mean_over_observations():
+    proposed = {"last layer": told(0.5, -1.0, -2.0), "all layers": told(0.1, -1.5, -3.5)}
+    found = _by_validation(proposed, (-2.0, -4.0), KNOWING)
+    assert found.chosen == "last layer" and found.posterior is proposed["last layer"]
+    assert found.candidates == (
+        ("network", 0.0, 3.0, 0.0, 0.0, {}),
+        ("last layer", 0.5, 1.5, 1.5, pytest.approx(0.5), {}),
+        ("all layers", 0.1, 2.5, 0.5, 0.0, {}),
+    )
+
+
+def test_one_observation_has_no_standard_error_and_a_tie_leaves_the_network():
+    found = _by_validation({"all layers": told(0.1, -2.0)}, (-2.0,), KNOWING)
+    assert found.chosen == "network"
+    assert [c.standard_error for c in found.candidates] == [np.inf, np.inf]
+
+
 def test_a_network_that_is_unsure_stays_as_it_is():
     """After a few steps of training no candidate helps: T = 0, and the alarm still works."""
     data = labelled(1, 256)
@@ -159,6 +193,13 @@ def test_a_loader_is_as_good_as_arrays(overfitted):
     other, _ = l2m.fit(network, params, state, tx=TX, data=loader, batch_size=[16, 16, 16])
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_the_share_of_inputs_that_were_trained_on():
+    x, y = labelled(1, 8)
+    held_out = sample((x, y), "validation", 8)
+    assert share_seen(held_out, (x[2:], y[2:])) == 0.75
+    assert share_seen(held_out, iter([(x, y)])) == 0.0
 
 
 def test_validation_data_that_were_trained_on_are_noticed(overfitted):
