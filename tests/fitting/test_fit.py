@@ -12,7 +12,7 @@ from helpers import network, network_params
 import l2m_optax as l2m
 from l2m_optax.fitting._data import sample, share_seen
 from l2m_optax.fitting._fit import _by_validation
-from l2m_optax.fitting._judges import Verdict
+from l2m_optax.fitting._judges import Verdict, judge_of
 from l2m_optax.fitting._report import of_the_scale
 
 TX = optax.adam(2e-2)
@@ -169,6 +169,17 @@ def test_numbers_have_intervals_that_hold(regression, validated):
     if validated:
         assert 0.86 < float(l2m.metrics.interval_coverage(p.mean, p.total, y, level=0.9)) < 0.94
         assert "in 90%" in str(report) and "RMSE" in str(report)
+
+
+def test_without_validation_data_the_noise_is_the_residuals_over_few_parameters(posterior):
+    """The evidence's noise is RSS / (N K - γ); at T = 0.03 only 0.03 γ parameters are spent."""
+    assert posterior.num_data == 50
+    noisy = posterior._replace(noise_variance=jnp.asarray(0.5))
+    gamma = float(l2m.tuning.effective_parameters(noisy))
+    cold = judge_of("gaussian", network).cold(noisy, 3)
+    assert 1 < gamma < 50 and cold.temperature == pytest.approx(0.03)
+    residuals = 0.5 * (150 - gamma)
+    np.testing.assert_allclose(cold.noise_variance, residuals / (150 - 0.03 * gamma), rtol=1e-5)
 
 
 def test_a_likelihood_of_ones_own(overfitted):
