@@ -74,8 +74,16 @@ nb_execution_mode = "off"  # `make notebooks` has run them
 default_role = "py:obj"  # `laplace` in a docstring links to it
 add_module_names = False
 autosummary_generate = True
-autodoc_typehints = "none"  # the signature shows them
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 120  # a longer one has a line for each argument
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {  # signatures show the names; api.md explains them
+    "ApplyFn": "ApplyFn",
+    "Array": "~jax.Array",
+    "ArrayLike": "~jax.typing.ArrayLike",
+    "Likelihood": "Likelihood",
+    "PyTree": "PyTree",
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -94,5 +102,14 @@ def _display(found):
     return f".. math:: {' '.join(found[1].split())}"
 
 
+def _alias(app, what, name, obj, options, signature, returned):
+    """Inside of a union, Sphinx shows its own object in place of an alias."""
+    return tuple(
+        text and re.sub(r"TypeAliasForwardRef\('([^']*)'\)", r"\1", text)
+        for text in (signature, returned)
+    )
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _math)
+    app.connect("autodoc-process-signature", _alias)

@@ -43,34 +43,28 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from sklearn.datasets import fetch_openml, load_digits
+from sklearn.datasets import load_digits
 
 import l2m_optax as l2m
 
-FOLDER = (Path(__file__).parent if "__file__" in globals() else Path()) / "data"
+FILE = Path(globals().get("__file__", ".")).parent / "data" / "fashion_mnist_subset.npz"
 
 
 def clothes():
-    """Images and labels: of this folder, else of OpenML, else digits that scikit-learn holds."""
-    if FOLDER.exists():
-        arrays, parts = np.load(FOLDER / "fashion_mnist_subset.npz"), ("train", "val", "test")
+    """Images and labels: of this clone, or else noisy digits, which scikit-learn holds."""
+    if FILE.exists():
+        arrays, parts = np.load(FILE), ("train", "val", "test")
         return [np.concatenate([arrays[f"{name}_{part}"] for part in parts]) for name in "xy"]
-    try:
-        return fetch_openml(data_id=40996, return_X_y=True, as_frame=False, parser="liac-arff")
-    except OSError:
-        print("OpenML does not answer: noisy digits stand in for the clothes of the text.")
-        x, y = load_digits(return_X_y=True)
-        return x + np.random.default_rng(0).normal(0, 5, x.shape), y
-
-
-def split(x):
-    """The first 5,000 of 9,000 to train, then 1,000 to validate and 3,000 to test."""
-    return np.split(x[:9_000], [min(len(x), 9_000) * ninths // 9 for ninths in (5, 6)])
+    print("This is no clone of the repository: digits stand in for the clothes of the text.")
+    x, y = load_digits(return_X_y=True)
+    return x + np.random.default_rng(0).normal(0, 5, x.shape), y
 
 
 images, labels = clothes()
-images = (images.reshape(len(images), -1) / float(images.max())).astype("float32")
-(x, x_val, x_test), (y, y_val, y_test) = split(images), split(labels.astype("int32"))
+images = (images.reshape(len(images), -1) / images.max()).astype("float32")
+cuts = [len(images) * ninths // 9 for ninths in (5, 6)]  # to train, to validate, to test
+x, x_val, x_test = np.split(images, cuts)
+y, y_val, y_test = np.split(labels, cuts)
 
 # %% [markdown]
 # ## Train as always
@@ -80,7 +74,8 @@ images = (images.reshape(len(images), -1) / float(images.max())).astype("float32
 # %%
 network = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(128), nn.relu, nn.Dense(10)])
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-tx = optax.adam(optax.cosine_decay_schedule(1e-3, 60 * 100))
+steps = 60 * len(x) // 50  # 60 epochs in batches of 50
+tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
 params = network.init(jax.random.key(0), x[:1])
 opt_state = tx.init(params)
 
@@ -92,10 +87,8 @@ def step(params, opt_state, x, y):
     return optax.apply_updates(params, updates), opt_state
 
 
-rng = np.random.default_rng(0)
-for _ in range(60):
-    for rows in np.array_split(rng.permutation(len(x)), len(x) // 50):
-        params, opt_state = step(params, opt_state, x[rows], y[rows])
+for rows in np.random.default_rng(0).integers(len(x), size=(steps, 50)):
+    params, opt_state = step(params, opt_state, x[rows], y[rows])
 
 # %% [markdown]
 # ## Three lines
@@ -119,11 +112,11 @@ p = l2m.classify(network.apply, posterior, x_test)
 # ## One picture
 #
 # Of all test images that were predicted with about the same confidence, how many are right? On the dotted line, 90%
-# means 90%. The trained network lies far below it: where it says 85%, it is right in 57 of 100 cases.
+# means 90%. The trained network lies far below it: where it says 85%, it is right in 61 of 100 cases.
 
 # %%
-alone = jax.nn.softmax(network.apply(params, x_test))
 figure, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
+alone = jax.nn.softmax(network.apply(params, x_test))
 ax.plot([0.3, 1], [0.3, 1], ":", color="gray", label="perfect")
 for name, probs in {"network alone": alone, "after fit": p.probs}.items():
     curve = l2m.metrics.reliability_curve(probs, y_test, num_bins=10)

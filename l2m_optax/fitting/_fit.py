@@ -250,8 +250,7 @@ def _logit_scale(fit: Fit | None) -> float:
 
 
 def _of_validation(held_out: Sample | None, data: Any) -> Iterator[str]:
-    share = 0.0 if held_out is None else share_seen(held_out, data)
-    if share > 0.1:
+    if held_out is not None and (share := share_seen(held_out, data)) > 0.1:
         yield (
             f"{share:.0%} of the validation inputs are training inputs too, so that they are "
             "predicted too well: hold data out of training"

@@ -1,5 +1,7 @@
 """`fit`: what it chooses, that it is never worse than the network, what it says and refuses."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,11 @@ import pytest
 from helpers import network, network_params
 
 import l2m_optax as l2m
+from l2m_optax.fitting._data import sample, share_seen
+from l2m_optax.fitting._fit import _by_validation
+from l2m_optax.fitting._judges import Verdict, judge_of
 from l2m_optax.fitting._report import of_the_scale
+from l2m_optax.tuning._fit import Fit, FitInfo
 
 TX = optax.adam(2e-2)
 
@@ -111,6 +117,38 @@ def test_few_labels_that_are_all_right_do_not_make_it_sure_of_everything(overfit
     assert all(c.logit_scale < 3 for c in report.candidates)
 
 
+def told(temperature, *log_probs):
+    """In the place of a posterior: what it says of each held-out observation."""
+    values = {"logit_scale": 0.5, "temperature": temperature}
+    return SimpleNamespace(temperature=temperature, log_probs=np.array(log_probs), values=values)
+
+
+KNOWING = SimpleNamespace(
+    mode=lambda posterior, network: told(0.0, *network),
+    tuned=lambda posterior, network: Fit(posterior, FitInfo(posterior.values, 1, True, False)),
+    verdict=lambda posterior, network: Verdict(
+        posterior.log_probs, -posterior.log_probs.mean(), {}
+    ),
+)
+
+
+def test_a_gain_is_a_mean_over_observations():
+    proposed = {"last layer": told(0.5, -1.0, -2.0), "all layers": told(0.1, -1.5, -3.5)}
+    found = _by_validation(proposed, (-2.0, -4.0), KNOWING)
+    assert found.chosen == "last layer" and found.posterior is proposed["last layer"]
+    assert found.candidates == (
+        ("network", 0.0, 3.0, 0.0, 0.0, {}, 1.0),
+        ("last layer", 0.5, 1.5, 1.5, pytest.approx(0.5), {}, 0.5),
+        ("all layers", 0.1, 2.5, 0.5, 0.0, {}, 0.5),
+    )
+
+
+def test_one_observation_has_no_standard_error_and_a_tie_leaves_the_network():
+    found = _by_validation({"all layers": told(0.1, -2.0)}, (-2.0,), KNOWING)
+    assert found.chosen == "network"
+    assert [c.standard_error for c in found.candidates] == [np.inf, np.inf]
+
+
 def unsure(params, x):
     """Logits in which no leaf is linear."""
     return 3.0 * jnp.tanh(network(params, x))
@@ -162,6 +200,17 @@ def test_numbers_have_intervals_that_hold(regression, validated):
         assert "in 90%" in str(report) and "RMSE" in str(report)
 
 
+def test_without_validation_data_the_noise_is_the_residuals_over_few_parameters(posterior):
+    """The evidence's noise is RSS / (N K - γ); at T = 0.03 only 0.03 γ parameters are spent."""
+    assert posterior.num_data == 50
+    noisy = posterior._replace(noise_variance=jnp.asarray(0.5))
+    gamma = float(l2m.tuning.effective_parameters(noisy))
+    cold = judge_of("gaussian", network).cold(noisy, 3)
+    assert 1 < gamma < 50 and cold.temperature == pytest.approx(0.03)
+    residuals = 0.5 * (150 - gamma)
+    np.testing.assert_allclose(cold.noise_variance, residuals / (150 - 0.03 * gamma), rtol=1e-5)
+
+
 def test_a_likelihood_of_ones_own(overfitted):
     params, state, data = overfitted
 
@@ -184,6 +233,13 @@ def test_a_loader_is_as_good_as_arrays(overfitted):
     other, _ = l2m.fit(network, params, state, tx=TX, data=loader, batch_size=[16, 16, 16])
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_the_share_of_inputs_that_were_trained_on():
+    x, y = labelled(1, 8)
+    held_out = sample((x, y), "validation", 8)
+    assert share_seen(held_out, (x[2:], y[2:])) == 0.75
+    assert share_seen(held_out, iter([(x, y)])) == 0.0
 
 
 def test_validation_data_that_were_trained_on_are_noticed(overfitted):

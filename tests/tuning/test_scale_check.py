@@ -81,15 +81,22 @@ def test_positions_of_a_sequence_are_observations(posterior):
     def loss(params, x, y):
         return -l2m.likelihoods.categorical(network(params, x[None]), y[None])[0]
 
-    expected = 0.0
+    @jax.jit
+    def squares(x, y):  # of each example
+        gradients = jax.vmap(lambda x, y: jax.grad(loss)(posterior.mean, x, y))(x, y)
+        return sum(jnp.sum(jnp.square(g).reshape(60, -1), 1) for g in jax.tree.leaves(gradients))
+
+    empirical = true = 0.0
     for position, scale in enumerate(jnp.linspace(0.5, 2.0, 5)):
-        gradients = jax.vmap(lambda x, y: jax.grad(loss)(posterior.mean, x, y))(
-            X * scale, labels[:, position]
-        )
-        expected += sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradients))
+        empirical += float(jnp.sum(squares(X * scale, labels[:, position])))
+        probs = jax.nn.softmax(network(posterior.mean, X * scale))
+        for label in range(3):
+            found = squares(X * scale, jnp.full(60, label))
+            true += float(jnp.sum(probs[:, label] * found))
     many = jnp.tile(X, (40, 1))
     check = l2m.tuning.check_scale(steps, posterior, many, jnp.tile(labels, (40, 1)))
-    np.testing.assert_allclose(check.empirical, 600 / 300 * expected, rtol=0.1)
+    np.testing.assert_allclose(check.empirical, 600 / 300 * empirical, rtol=0.1)
+    np.testing.assert_allclose(check.true, 600 / 300 * true, rtol=0.1)
 
 
 def test_a_function_of_its_own_has_no_true_fisher(posterior):
