@@ -33,7 +33,12 @@ SEEDS = 1 if report.FAST else int(os.environ.get("SEEDS", "5"))
 Way = Callable[[Task, int], dict[str, Found]]
 ALL: tuple[Way, ...] = (no_decay, of_l2, of_adamw, of_diagonal, of_kronecker)
 FEW: tuple[Way, ...] = (no_decay, of_l2, of_default)
-WITH_FEW = {"letters, transformer"}  # each of its trainings takes long
+WITH_FEW = {
+    "diabetes, three layers of 64",
+    "friedman1, three layers of 64",
+    "letters, transformer",
+    "MNIST from Fashion-MNIST, fine-tuned MLP",
+}
 AMONG_PEERS = (
     "digits, MLP",
     "digits, a tenth of the labels by chance, MLP",
@@ -92,10 +97,27 @@ def with_posteriors(name: str) -> dict[str, list[dict[str, float]]]:
     return {way: [one[way] for one in each] for way in each[0]}
 
 
+def limits(tasks: str) -> dict[str, list[dict[str, float]]]:
+    import evidence_limits
+
+    return evidence_limits.of_limits(getattr(evidence_limits, tasks), SEEDS)
+
+
+def ranks() -> dict[str, list[dict[str, float]]]:
+    from evidence_limits import of_ranks
+
+    return of_ranks()
+
+
 MAKE = {
     name: functools.partial(rows, task, FEW if name in WITH_FEW else ALL)
     for name, task in TASKS.items()
 } | {f"other ways: {name}": functools.partial(beside_peers, name) for name in AMONG_PEERS}
+MAKE |= {
+    "NLL of 1,000 images of clothes": functools.partial(limits, "BATCHES"),
+    "NLL by the number of examples": functools.partial(limits, "NUMBERS"),
+    "order of 24 widths and depths": ranks,
+}
 MAKE |= {f"posteriors: {name}": functools.partial(with_posteriors, name) for name in ON_TOP}
 
 
