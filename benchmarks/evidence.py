@@ -38,6 +38,7 @@ WITH_FEW = {
     "friedman1, three layers of 64",
     "letters, transformer",
     "MNIST from Fashion-MNIST, fine-tuned MLP",
+    "MNIST from Fashion-MNIST, fine-tuned MLP, at a rate that is too small",
 }
 AMONG_PEERS = (
     "digits, MLP",

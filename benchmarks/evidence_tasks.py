@@ -232,6 +232,9 @@ TASKS = {
         observations=everyday_data.LENGTH,
     ),
     "MNIST from Fashion-MNIST, fine-tuned MLP": Task(
+        few_digits, pretrained, perceptron, 40, 32, 2e-3, is_fine_tuning=True
+    ),
+    "MNIST from Fashion-MNIST, fine-tuned MLP, at a rate that is too small": Task(
         few_digits, pretrained, perceptron, 40, 32, 3e-4, is_fine_tuning=True
     ),
 }
