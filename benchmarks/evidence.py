@@ -53,6 +53,7 @@ ON_TOP = (
     "digits, MLP",
     "digits, a tenth of the labels by chance, MLP",
 )
+RANKED = ("Fashion-MNIST, 1,000 images", "digits")
 
 
 def figures(task: Task, one: Found, none: Found) -> dict[str, float]:
@@ -104,10 +105,10 @@ def limits(tasks: str) -> dict[str, list[dict[str, float]]]:
     return evidence_limits.of_limits(getattr(evidence_limits, tasks), SEEDS)
 
 
-def ranks() -> dict[str, list[dict[str, float]]]:
+def ranks(name: str) -> dict[str, list[dict[str, float]]]:
     from evidence_limits import of_ranks
 
-    return of_ranks()
+    return of_ranks(name)
 
 
 MAKE = {
@@ -117,8 +118,7 @@ MAKE = {
 MAKE |= {
     "NLL of 1,000 images of clothes": functools.partial(limits, "BATCHES"),
     "NLL by the number of examples": functools.partial(limits, "NUMBERS"),
-    "order of 24 widths and depths": ranks,
-}
+} | {f"order of 24 widths and depths, {name}": functools.partial(ranks, name) for name in RANKED}
 MAKE |= {f"posteriors: {name}": functools.partial(with_posteriors, name) for name in ON_TOP}
 
 

@@ -8,10 +8,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import evidence_tasks
+import evidence_training
 import jax
 import numpy as np
 from evidence_tasks import TASKS, Task, clothes, digits, initial_perceptron, perceptron
-from evidence_training import Found, by_evidence, diagonal, l2, mean_loss, short_memory, validation
+from evidence_training import by_evidence, diagonal, l2, mean_loss, short_memory, validation
+from measure import cached
 from scipy.stats import spearmanr
 from sklearn.datasets import make_classification
 
@@ -99,36 +102,42 @@ def initial_flat(widths: tuple[int, ...], seed: Any, data: tuple) -> Any:
     return initial_perceptron(widths, seed, (data[0].reshape(len(data[0]), -1),))
 
 
-def scores(task: Task, one: Found) -> dict[str, float]:
-    """What could rank networks: less is better."""
-    data = task.data(0)
-    return {
-        "log evidence": -float(one.state[0].log_evidence) / len(data[0]),
-        "NLL of validation data": one.validation,
-        "NLL of training data": float(mean_loss(task, one.params, *data[:2])),
-    }
+def scores(name: str, width: int, depth: int) -> dict[str, jax.Array]:
+    """The NLL of test data, and what could rank networks without these; kept on disk."""
+
+    def find() -> dict[str, float]:
+        data, epochs = RANKED[name]
+        task = of_architecture(data, epochs, width, depth)
+        one = by_evidence(task, 0, optimizer=short_memory)
+        return {
+            "test": one.test,
+            "log evidence": -float(one.state[0].log_evidence) / len(data(0)[0]),
+            "NLL of validation data": one.validation,
+            "NLL of training data": float(mean_loss(task, one.params, *data(0)[:2])),
+        }
+
+    sources = (evidence_tasks.__file__, evidence_training.__file__)
+    return cached(f"evidence-{slug(name)}-{width}-{depth}", find, *sources)
 
 
-def of_ranks() -> dict[str, list[dict[str, float]]]:
+def slug(name: str) -> str:
+    return "".join(letter for letter in name if letter.isalnum())
+
+
+def of_ranks(name: str) -> dict[str, list[dict[str, float]]]:
     """How each score orders all widths and depths, under one seed."""
+    networks = [(width, depth) for width in WIDTHS for depth in DEPTHS]
+    found = [scores(name, *network) for network in networks]
+    tests = np.array([each["test"] for each in found])
     table = {}
-    for name, (data, epochs) in RANKED.items():
-        found = []
-        for width, depth in [(width, depth) for width in WIDTHS for depth in DEPTHS]:
-            task = of_architecture(data, epochs, width, depth)
-            one = by_evidence(task, 0, optimizer=short_memory)
-            found.append((one.test, scores(task, one)))
-            print(width, depth, found[-1], flush=True)
-            jax.clear_caches()
-        tests = np.array([test for test, _ in found])
-        for score in found[0][1]:
-            values = np.array([each[score] for _, each in found])
-            table[f"{name}: by the {score}"] = [
-                {
-                    "Spearman's correlation": float(spearmanr(values, tests).statistic),
-                    "test NLL of the first": float(tests[values.argmin()]),
-                    "of the best": float(tests.min()),
-                    "of the worst": float(tests.max()),
-                }
-            ]
-    return table
+    for score in found[0].keys() - {"test"}:
+        values = np.array([each[score] for each in found])
+        table[f"by the {score}"] = [
+            {
+                "Spearman's correlation": float(spearmanr(values, tests).statistic),
+                "test NLL of the first": float(tests[values.argmin()]),
+                "of the best": float(tests.min()),
+                "of the worst": float(tests.max()),
+            }
+        ]
+    return dict(sorted(table.items()))
