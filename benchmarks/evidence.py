@@ -45,7 +45,6 @@ AMONG_PEERS = (
     "digits, a tenth of the labels by chance, MLP",
     "wines of three growers, MLP",
     "concrete, one layer of 50",
-    "concrete, two layers of 64",
     "Fashion-MNIST, 5,000 images, MLP",
 )
 ON_TOP = (
@@ -117,7 +116,7 @@ MAKE = {
 } | {f"other ways: {name}": functools.partial(beside_peers, name) for name in AMONG_PEERS}
 MAKE |= {
     "NLL of 1,000 images of clothes": functools.partial(limits, "BATCHES"),
-    "NLL by the number of examples": functools.partial(limits, "NUMBERS"),
+    "NLL of few and of many examples": functools.partial(limits, "NUMBERS"),
 } | {f"order of 24 widths and depths, {name}": functools.partial(ranks, name) for name in RANKED}
 MAKE |= {f"posteriors: {name}": functools.partial(with_posteriors, name) for name in ON_TOP}
 
