@@ -7,7 +7,8 @@ decay; the one of the best NLL on validation data is taken, or that on the test 
 decay to the gradient before Adam, AdamW subtracts it behind. "a" is the overcount, by which F is
 divided. For numbers the targets are standardised, and the noise is the mean squared training
 residual, for `evidence_weight_decay` its own. The seconds are those of the processor, without
-compilation. Names of tables as arguments make these alone, and keep the record of the others.
+compilation. Tables on other ways, limits, ranks and posteriors follow; their modules say what they
+are. Names of tables as arguments make these alone, and keep the record of the others.
 `SEEDS=3` runs three of five seeds of split and training.
 """
 
