@@ -132,7 +132,8 @@ def record(name: str, made: report.Table) -> None:
     path = report.RESULTS / "evidence.json"
     tables = json.loads(path.read_text())["tables"] if path.exists() else {}
     tables = {head: table for head, table in tables.items() if _name(head) != name}
-    tables[f"{name} ({SEEDS} {'seed' if SEEDS == 1 else 'seeds'})"] = made
+    seeds = max(map(len, made.values()))
+    tables[f"{name} ({seeds} {'seed' if seeds == 1 else 'seeds'})"] = made
     order = {name: place for place, name in enumerate(MAKE)}
     tables = dict(sorted(tables.items(), key=lambda item: order.get(_name(item[0]), len(order))))
     report.write("evidence", tables, "seeds of split and training; ± is the deviation over them")

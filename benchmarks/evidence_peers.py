@@ -91,7 +91,7 @@ def from_torch(model: torch.nn.Sequential, names: list[str]) -> dict[str, Any]:
 
 
 def marglik_training(task: Task, seed: int) -> dict[str, Found]:
-    """Under the first seeds alone: it takes a hundred times as long."""
+    """Under the first `MARGLIK_SEEDS` seeds alone, for it takes 20 to 340 times as long."""
     if seed >= MARGLIK_SEEDS:
         return {}
     data = task.data(seed)
