@@ -129,8 +129,8 @@ bench-variance: .venv/.dev ## measure what output_variance costs, in passes and 
 bench-cold: .venv/.dev ## study how small a temperature without validation data should be
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/cold.py
 
-bench-evidence: .venv/.dev ## compare the evidence's weight decay with a grid of decays
-	@JAX_PLATFORMS=cpu $(PY) benchmarks/evidence.py
+bench-evidence: .venv-bench/.bench ## compare the evidence's weight decay with grids of decays and other ways (hours)
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY_BENCH) benchmarks/evidence.py
 
 bench-softmax: .venv/.dev ## compare ways to average a softmax over Gaussian logits
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/softmax.py

@@ -121,11 +121,15 @@ def _cells(row: Row, columns: Sequence[str]) -> list[str]:
 
 
 def _best(heading: str, table: Table, columns: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Where the best figures are: of each column, or of each row if columns are methods."""
+    """Where the best figures are: of each column, or of each row if columns are methods.
+
+    A method that has seen fewer seeds than others is compared with none.
+    """
+    seeds = max((len(row) for row in table.values() if not isinstance(row, str)), default=0)
     means = {
         method: [_mean([seed[column] for seed in row]) for column in columns]
         for method, row in table.items()
-        if not isinstance(row, str) and method not in REFERENCES
+        if not isinstance(row, str) and method not in REFERENCES and len(row) == seeds
     }
     across = next((better for start, better in ACROSS.items() if heading.startswith(start)), None)
     if across is not None:

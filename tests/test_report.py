@@ -48,6 +48,17 @@ def test_the_best_of_each_column_is_bold_and_no_reference_is():
     ]
 
 
+def test_a_method_of_fewer_seeds_is_not_the_best():
+    rows = {
+        "all": [{"NLL": 0.3}, {"NLL": 0.3}],
+        "both": [{"NLL": 0.4}] * 2,
+        "first": [{"NLL": 0.1}],
+    }
+    (table,) = report.tables({"data": rows})
+    assert "| all | **0.300** |" in table
+    assert "| first | 0.100 |" in table
+
+
 def test_the_best_of_each_row_is_bold_where_columns_are_methods():
     one, two = {"mode": 0.2, "fit": 0.1, "-": np.nan}, {"mode": 0.3, "fit": 0.3, "-": np.nan}
     (table,) = report.tables({"NLL of tasks": {"one": [one], "two": [two]}})
