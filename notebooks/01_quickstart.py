@@ -95,8 +95,9 @@ for rows in np.random.default_rng(0).integers(len(x), size=(steps, 50)):
 #
 # `fit` reads the optimizer's state, checks its scale on some training images, and tries three ways to predict: the
 # network alone, a posterior over the last layer, one over all layers. It returns the one that predicts the validation
-# images best. The network itself is one of the three, so the result is not worse than what you had. Without
-# `validation=` it returns a careful posterior of all layers.
+# images best. The network itself is one of the three, so the result is not worse than what you had. Each posterior may
+# come with a factor on the logits, as in temperature scaling. Without `validation=` it returns a careful posterior of all
+# layers.
 
 # %%
 posterior, report = l2m.fit(
