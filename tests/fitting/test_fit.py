@@ -1,5 +1,6 @@
 """`fit`: what it chooses, that it is never worse than the network, what it says and refuses."""
 
+import math
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,7 @@ import l2m_optax as l2m
 from l2m_optax.fitting._data import sample, share_seen
 from l2m_optax.fitting._fit import _by_validation
 from l2m_optax.fitting._judges import Verdict, judge_of
-from l2m_optax.fitting._report import of_the_scale
+from l2m_optax.fitting._report import Candidate, Report, of_the_scale
 from l2m_optax.tuning._fit import Fit, FitInfo
 
 TX = optax.adam(2e-2)
@@ -346,8 +347,10 @@ def test_the_prior_of_a_training_is_taken_over(likelihood):
     [
         (1.0, 0.8, 0.9, 0),
         (4.0, 1.0, 2.0, 0),
-        (4.0, 1.0, 1.0, 1),
-        (0.1, 1.0, 1.0, 1),
+        (2.9, 1.0, 1.0, 0),
+        (3.1, 1.0, 1.0, 1),
+        (0.35, 1.0, 1.0, 0),
+        (0.32, 1.0, 1.0, 1),
         (4.0, 1.0, np.nan, 1),
         (4.0, 0.0, 2.0, 0),
         (0.0, 1.0, 1.0, 1),
@@ -356,3 +359,36 @@ def test_the_prior_of_a_training_is_taken_over(likelihood):
 def test_a_scale_is_off_if_it_is_far_from_both_references(posterior, empirical, true, off):
     scale = l2m.tuning.ScaleCheck(*map(jnp.asarray, (posterior, empirical, true)), 60)
     assert len(list(of_the_scale(scale))) == off
+
+
+FIGURES = ({"ECE": 0.08, "accuracy": 0.9}, {"ECE": 0.02, "accuracy": math.nan})
+CANDIDATES = (
+    Candidate("network", 0.0, 0.5, 0.0, 0.0, FIGURES[0]),
+    Candidate("all layers", 0.025, 0.25, 0.25, 0.0321, FIGURES[1]),
+)
+SCALE = l2m.tuning.ScaleCheck(*map(jnp.asarray, (2.5, 2.0, 1.0)), 1024)
+TABLE = """\
+scale: the state's F was 1.2 times the exact one of 1,024 examples; it was divided by that
+   candidate       T    NLL   gain  ± s.e.    ECE  accuracy
+{}  network         0  0.500  0.000   0.000  0.080     0.900
+{}  all layers  0.025  0.250  0.250   0.032  0.020         -
+chosen: {}"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "validated", "said"),
+    [
+        ("all layers", True, "all layers, 0.25 ± 0.03 nats an observation better than the {}"),
+        ("network", True, "the {}; none predicts these data better"),
+        (
+            "all layers",
+            False,
+            "all layers, at a small temperature; pass validation= to see the gain",
+        ),
+    ],
+)
+def test_the_report_in_print(chosen, validated, said):
+    report = Report(SCALE, CANDIDATES, chosen, validated, ("one", "two"))
+    marks = ["→" if name == chosen else " " for name in ("network", "all layers")]
+    expected = TABLE.format(*marks, said.format("network alone"))
+    assert str(report) == f"{expected}\nwarning: one\nwarning: two"

@@ -1,6 +1,7 @@
 """Optimizers that keep factors, SOAP and Shampoo: what is read, against sums made by hand."""
 
 import importlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -329,6 +330,42 @@ def test_shampoo_is_what_a_tracker_of_factors_keeps():
     for leaf, mean in l2m.moments.debiased(read).items():
         expected = tracked.nu[leaf]
         np.testing.assert_allclose(mean, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+class TwoFactors(NamedTuple):
+    count: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+
+def two_factors(decays, every):
+    """Gradients as they are, and a mean of products along each side, each with its own clock."""
+
+    def init(params):
+        rows, columns = params["w"].shape
+        zero = jnp.zeros((), jnp.int32)
+        return TwoFactors(zero, jnp.zeros((rows, rows)), jnp.zeros((columns, columns)))
+
+    def follow(held, product, decay, is_due):
+        return jnp.where(is_due, decay * held + (1 - decay) * product, held)
+
+    def update(g, state, params=None):
+        w, due = g["w"], [state.count % k == 0 for k in every]
+        left = follow(state.left, w @ w.T, decays[0], due[0])
+        right = follow(state.right, w.T @ w, decays[1], due[1])
+        return g, TwoFactors(state.count + 1, left, right)
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize(
+    ("decays", "every"), [((0.9, 0.8), (1, 1)), ((0.9, 0.9), (1, 2)), ((0.9, 0.8), (1, 2))]
+)
+def test_factors_that_keep_different_times_are_refused(decays, every):
+    kernel = {"w": PARAMS["w"]}
+    assert l2m.identify(two_factors((0.9, 0.9), (2, 2)), kernel).leaves[0].products
+    with pytest.raises(TypeError, match="track_second_moment"):
+        l2m.identify(two_factors(decays, every), kernel)
 
 
 def raveled(tx):

@@ -102,6 +102,13 @@ CASES = {
         lambda w, x: jnp.tanh(x @ w).sum(1),
         "gradient, shared by positions",
     ),
+    "weight first, positions": (
+        (5, 4),
+        basis(5, 4),
+        SEQUENCE,
+        lambda w, x: jnp.tanh(jnp.tensordot(w, x, (1, 2))).sum(2).T,
+        "gradient, shared by positions",
+    ),
     "bias": ((5,), basis(5), normal(3, 5), lambda w, x: jnp.tanh(x + w), ""),
     "bias of the outputs": ((5,), basis(5), normal(3, 5), lambda w, x: x + w, ""),
     "used twice": (

@@ -690,3 +690,13 @@ def test_a_tenth_of_the_data_is_left_for_the_noise():
     state = repeated(tx, grads, params)
     assert float(state.effective_parameters["w"]) > 20
     np.testing.assert_allclose(state.noise_variance, 10 * 2 * 0.05, rtol=1e-3)
+
+
+def test_a_first_loss_of_zero_says_nothing_of_the_noise():
+    params, grads = {"w": jnp.full(50, 0.1)}, {"w": jnp.full(50, 3.0)}
+    tx = decay(num_data=20, batch_size=2, likelihood="gaussian", overcount=1.0)
+    before = tx.init(params)
+    _, state = update(tx, grads, before, params, value=0.0)
+    assert float(state.noise_variance) == float(before.noise_variance) > 0
+    _, state = update(tx, grads, before, params, value=0.3)
+    assert float(state.noise_variance) != float(before.noise_variance)

@@ -115,6 +115,8 @@ def test_interpolated_data_are_judged_by_the_true_fisher(posterior):
     check = l2m.tuning.ScaleCheck(jnp.array(1.0), jnp.array(0.01), jnp.array(2.0), 60)
     assert check.reference == 2.0 and check.ratio == 0.5
     assert l2m.tuning.check_scale(network, posterior, X, sure).true > 0
+    assert check._replace(empirical=jnp.array(0.19)).reference == 2.0
+    assert check._replace(empirical=jnp.array(0.21)).reference == jnp.float32(0.21)
 
 
 def test_rescale_makes_the_ratio_one(posterior):
