@@ -9,7 +9,7 @@ SHELL := /bin/sh
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
 	bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-soap bench-softmax \
-	bench-temperature bench-variance test-oldest dist test-dist clean
+	bench-low-rank bench-structure-cost bench-structure-hmc bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -45,7 +45,7 @@ rm -rf $(1) && "$$python" -m venv $(1)
 endef
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-19s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## run the quickstart, notebooks/01_quickstart.py
 	@echo "Running notebooks/01_quickstart.py"
@@ -137,6 +137,16 @@ bench-softmax: .venv/.dev ## compare ways to average a softmax over Gaussian log
 
 bench-soap: .venv/.dev ## measure what older bases cost in SOAP's moment, into benchmarks/results
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/soap.py
+
+bench-low-rank: .venv/.dev ## compare the last batch gradients, by Woodbury, with a diagonal and with factors
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/low_rank.py
+
+bench-structure-cost: .venv/.dev ## measure what trackers add to a step of Adam, and what factors cost to read
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/structure_cost.py
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/structure_reading.py
+
+bench-structure-hmc: .venv-bench/.bench ## compare correlations with HMC in regression, into benchmarks/results
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY_BENCH) benchmarks/structure_hmc.py
 
 bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
 	@$(PY) benchmarks/temperature.py

@@ -5,6 +5,7 @@ distribution; rotated and noisy images as shift.
 """
 
 import functools
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 import report
 from scipy.ndimage import rotate
+from sklearn.datasets import fetch_openml
 from training import run
 
 DATA = Path(__file__).parents[1] / "notebooks" / "data"
@@ -73,6 +75,22 @@ def load() -> Data:
     )
 
 
+def whole(number) -> tuple[np.ndarray, np.ndarray]:
+    """The first training images of all of Fashion-MNIST, and their labels.
+
+    Of the file that the environment variable FASHION_MNIST names, an .npz with ``x_train`` and
+    ``y_train``, and otherwise of OpenML, where the 60,000 training images come first.
+    """
+    path = os.environ.get("FASHION_MNIST")
+    if path:
+        with np.load(path) as file:
+            x, y = file["x_train"], file["y_train"]
+    else:
+        x, y = fetch_openml(data_id=40996, return_X_y=True, as_frame=False, parser="liac-arff")
+    x = np.asarray(x[:number], np.float32).reshape(-1, 1, 28, 28) / 255
+    return x, np.asarray(y[:number]).astype(np.int32)
+
+
 def initial(kind, key):
     def layer(i, shape):
         fan_in, out = (np.prod(shape[1:]), shape[0]) if len(shape) == 4 else shape
@@ -110,8 +128,8 @@ def loss(params, x, y, key=None):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-def optimizer(name):
-    rate = optax.cosine_decay_schedule(RATE, EPOCHS * (5_000 // BATCH))
+def optimizer(name, number=5_000):
+    rate = optax.cosine_decay_schedule(RATE, EPOCHS * (number // BATCH))
     if name == "rmsprop":
         return optax.rmsprop(rate, decay=0.999, bias_correction=True)
     return optax.adam(rate)

@@ -4,10 +4,12 @@
 of the same run. Priors are those of the evidence, the temperature is 1; "cold" is the one that
 `fit` takes without validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a
 pass over the data, on the same weights, and is scored by its entropy.
-Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed.
+Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed. `IMAGES=20000`
+takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed.
 """
 
 import functools
+import os
 
 import images
 import jax
@@ -18,7 +20,8 @@ import training
 
 import l2m_optax as l2m
 
-SEEDS = range(1 if report.FAST else 3)
+SEEDS = range(1 if report.FAST else int(os.environ.get("SEEDS", "3")))
+NUM_DATA = int(os.environ.get("IMAGES", "5000"))
 COLUMNS = (
     "NLL",
     "NLL, shifted",
@@ -53,7 +56,7 @@ def train(kind, seed, x, y):
     keys = jax.random.split(key, images.EPOCHS)
     params, _, tracked = training.run_tracked(
         images.loss,
-        images.optimizer("adam"),
+        images.optimizer("adam", len(x)),
         TRACKERS,
         drawn,
         images.initial(kind, key),
@@ -147,14 +150,24 @@ def study(kind, data):
     return table
 
 
-def main():
+def load():
     data = images.load()
+    if len(data.x) == NUM_DATA:
+        return data
+    x, y = images.whole(NUM_DATA)
+    return data._replace(x=x, y=y)
+
+
+def main():
+    data = load()
+    name = "structure" if NUM_DATA == 5_000 else f"structure-{NUM_DATA}"
     tables = {
         f"Fashion-MNIST, {title}": study(kind, data)
         for kind, title in (("mlp", "perceptron"), ("cnn", "convolutional network"))
     }
-    report.write("structure", tables, f"5,000 images, {len(SEEDS)} seeds")
-    structure_regression.main()
+    report.write(name, tables, f"{NUM_DATA:,} images; number of seeds: {len(SEEDS)}")
+    if NUM_DATA == 5_000:
+        structure_regression.main()
 
 
 if __name__ == "__main__":

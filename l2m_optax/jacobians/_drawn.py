@@ -37,6 +37,10 @@ def fisher_gradients(
     with the variance that is known: `fit_noise_variance` is for squared residuals of the data, of
     which F goes as $1/s^4$; here it goes as $1/s^2$.
 
+    On a CPU, XLA runs convolutions inside of `jax.lax.cond`, which `every` needs, several times
+    slower than outside. There call a second compiled function at each k-th step instead, with a
+    tracker of its own whose decay is $\beta^k$ (``make bench-structure-cost``).
+
     Args:
       key: a key of `jax.random`.
       apply_fn: ``apply_fn(params, inputs) -> outputs``.

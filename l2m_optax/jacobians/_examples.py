@@ -26,6 +26,16 @@ _BUDGET = 4
 """In units of `chunks.ENTRIES`: 128 MiB of per-example gradients exist at a time."""
 
 
+class RootMeanSquares(NamedTuple):
+    """Roots of mean squares of gradients, which have no signs of their own.
+
+    Attributes:
+      roots: a tree like the parameters.
+    """
+
+    roots: PyTree
+
+
 class ExampleMoments(NamedTuple):
     r"""What `second_moment_of_examples` found in a batch of B examples.
 
@@ -42,12 +52,13 @@ class ExampleMoments(NamedTuple):
     num_examples: int
 
     @property
-    def root_mean_square(self) -> PyTree:
+    def root_mean_square(self) -> RootMeanSquares:
         """What to give to `track_second_moment` as `moment_updates`; the batch size is then 1.
 
-        For the squares alone: roots have no signs, and products of them are of no use.
+        For the squares alone: roots have no signs, and a tracker that keeps products refuses them.
         """
-        return jax.tree.map(lambda s: jnp.sqrt(s / self.num_examples), self.sum_of_squares)
+        mean = jax.tree.map(lambda s: jnp.sqrt(s / self.num_examples), self.sum_of_squares)
+        return RootMeanSquares(mean)
 
 
 def second_moment_of_examples(

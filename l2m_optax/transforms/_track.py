@@ -12,7 +12,8 @@ import optax
 from l2m_optax._support.checks import check_count, complaint, path_name
 from l2m_optax._support.trees import statistics_dtype, subtrees
 from l2m_optax._support.types import Array, PyTree
-from l2m_optax.moments._eigenbasis import in_eigenbases, mean_products
+from l2m_optax.jacobians._examples import RootMeanSquares
+from l2m_optax.moments._eigenbasis import Factors, in_eigenbases, mean_products
 from l2m_optax.moments._identification.plain import is_plain
 from l2m_optax.moments._moment import SecondMoment, bias_weight
 from l2m_optax.transforms._structure import Structure, zero_factors
@@ -80,7 +81,8 @@ def track_second_moment(
     parameters, it is a stack of micro-batches, and the mean of their squares is taken. Then pass
     the `batch_size` of one micro-batch to `laplace`. This way large batches keep their noise. If g
     is a function without arguments that returns gradients, it is called only when the mean is
-    updated. With a `structure`, g must be gradients with their signs, not roots of mean squares.
+    updated. With a `structure`, g must be gradients with their signs: `root_mean_square` of
+    `second_moment_of_examples` is refused.
 
     Args:
       decay: β, at least 0 and below 1; the mean looks back over ``(1 + β) / (1 - β)`` updates.
@@ -101,7 +103,8 @@ def track_second_moment(
       ValueError: if `decay` is outside of [0, 1), or `every`, `max_side` or `max_bytes` below 1.
         From ``init``, if `structure` holds another label or is no prefix of the parameters, or the
         products take more than `max_bytes`. From ``update``, if `moment_updates` are not shaped
-        like the parameters, or like a stack of them.
+        like the parameters, or like a stack of them, or if they are roots of mean squares and
+        products are kept.
       TypeError: if `every`, `max_side` or `max_bytes` is no integer.
 
     Example:
@@ -146,7 +149,7 @@ def track_second_moment(
         del params, extra
 
         def followed() -> TrackSecondMomentState:
-            return _followed(kept, state, _given(updates, moment_updates))
+            return _followed(kept, state, _given(state, updates, moment_updates))
 
         if state.phase is None:
             return updates, followed()
@@ -164,11 +167,33 @@ def _check(decay: float, **counts: int) -> None:
         check_count(name, number)
 
 
-def _given(updates: PyTree, moment_updates: PyTree | Callable[[], PyTree] | None) -> PyTree:
+def _given(
+    state: TrackSecondMomentState,
+    updates: PyTree,
+    moment_updates: PyTree | Callable[[], PyTree] | None,
+) -> PyTree:
     """The gradients that are squared."""
     if moment_updates is None:
         return updates
-    return moment_updates() if callable(moment_updates) else moment_updates
+    given = moment_updates() if callable(moment_updates) else moment_updates
+    if not isinstance(given, RootMeanSquares):
+        return given
+    _check_no_products(state.factors)
+    return given.roots
+
+
+def _check_no_products(factors: PyTree) -> None:
+    """Refuse gradients without signs for leaves whose products are kept.
+
+    Raises:
+      ValueError: naming the first of these leaves.
+    """
+    kept = jax.tree_util.tree_leaves_with_path(factors, is_leaf=lambda f: isinstance(f, Factors))
+    if kept:
+        where = path_name(kept[0][0], "moment_updates")
+        remedy = "label this leaf 'diagonal', or pass gradients of micro-batches along a first axis"
+        expected, got = "gradients with their signs", "roots of mean squares"
+        raise ValueError(complaint(where, expected, got, remedy))
 
 
 def _followed(

@@ -144,6 +144,22 @@ def test_a_stack_of_micro_batches_is_averaged():
     check(l2m.second_moment(state, PARAMS), GRADS[:2], 1 - 1e-12)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_roots_of_mean_squares_are_refused_where_products_are_kept(every):
+    squares = jax.tree.map(jnp.square, GRADS[0])
+    roots = l2m.jacobians.ExampleMoments(jnp.zeros(()), GRADS[0], squares, 1).root_mean_square
+    few = l2m.track_second_moment(
+        DECAY, structure=lambda path, _: LABELS["bias"] if "bias" in path else "diagonal"
+    )
+    expected = r"moment_updates\['bias'\]: expected gradients with their signs"
+    for tx, given in ((few, roots), (tracked(every=every), lambda: roots)):
+        with pytest.raises(ValueError, match=expected):
+            tx.update(GRADS[0], tx.init(PARAMS), moment_updates=given)
+    plain = l2m.track_second_moment(DECAY)
+    _, state = plain.update(GRADS[0], plain.init(PARAMS), moment_updates=lambda: roots)
+    np.testing.assert_allclose(flat(state.nu), flat(squares), rtol=1e-6)
+
+
 CHAINS = {
     "alone": lambda tx: tx,
     "before adam": lambda tx: optax.chain(tx, optax.adam(1e-3)),
