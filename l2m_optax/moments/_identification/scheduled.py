@@ -20,6 +20,8 @@ _SPREAD = 1e-2
 
 def changing_law(probe: Probe) -> str | None:
     """The first moment whose decay or scale changes, and between what; `None` if none does."""
+    if probe.waits:  # no gradient ever entered what moves
+        return None
     by_leaf = Neighbours(probe).by_leaf
     for path, gradients in probe.means.items():
         for where in by_leaf[path]:
