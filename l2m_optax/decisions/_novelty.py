@@ -20,7 +20,12 @@ from l2m_optax.tuning._data import check_call
 _FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"
 
 _OF_BASES = 0.1
-"""The temperature of the alarm if the posterior has correlations."""
+"""The temperature of the alarm if the posterior has correlations.
+
+On networks of clothes T = 1 is a little better. On networks of digits it is useless: with Kronecker
+factors of three of them it had an AUROC of 0.31 to 0.59 for turned digits, and T = 0.1 of 0.56 to
+0.91.
+"""
 
 
 def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
