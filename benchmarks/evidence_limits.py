@@ -10,6 +10,7 @@ from typing import Any
 
 import evidence_tasks
 import evidence_training
+import images
 import jax
 import numpy as np
 from evidence_tasks import TASKS, Task, clothes, digits, initial_perceptron, perceptron
@@ -29,6 +30,12 @@ def some_clothes(number: int, seed: int) -> tuple:
 
 
 @functools.cache
+def many_clothes(number: int, seed: int) -> tuple:
+    """Of all of Fashion-MNIST; the validation images are among them, and choose nothing here."""
+    return *images.whole(number), *clothes(seed)[2:]
+
+
+@functools.cache
 def noisy_classes(number: int, seed: int) -> tuple:
     """Ten classes, a tenth of whose labels are by chance."""
     x, y = make_classification(
@@ -43,6 +50,11 @@ def of_clothes(number: int, epochs: int, batch_size: int) -> Task:
     return TASKS["Fashion-MNIST, 5,000 images, MLP"]._replace(
         data=functools.partial(some_clothes, number), epochs=epochs, batch_size=batch_size
     )
+
+
+def of_many_clothes(number: int, kind: str, epochs: int) -> Task:
+    data = functools.partial(many_clothes, number)
+    return TASKS[f"Fashion-MNIST, 5,000 images, {kind}"]._replace(data=data, epochs=epochs)
 
 
 def of_noisy_classes(number: int, epochs: int) -> Task:
@@ -61,6 +73,11 @@ BATCHES = {
 }
 NUMBERS = {
     **{f"{number:,} images": of_clothes(number, 60, 128) for number in (500, 1_000, 5_000)},
+    **{
+        f"{number:,} images, {kind}": of_many_clothes(number, kind, epochs)
+        for kind in ("MLP", "CNN")
+        for number, epochs in ((20_000, 30), (60_000, 10))
+    },
     **{
         f"{number:,} of noisy classes": of_noisy_classes(number, epochs)
         for number, epochs in ((1_000, 60), (5_000, 60), (20_000, 30), (60_000, 10))
