@@ -23,7 +23,8 @@ class Posterior(NamedTuple):
     """A Gaussian posterior, independent in the basis of each leaf, as a pytree.
 
     Attributes:
-      mean: the trained parameters: the arrays that were passed in, not copies.
+      mean: the trained parameters: the arrays that were passed in, not copies. After
+        `tuning.calibrate_logits` those of the last layer are multiplied by a number.
       second_moment: the running mean of squared gradients, and the basis that it is in; leaves that
         are `None` are fixed.
       data_scale: the factor from a mean squared gradient to the data's precision F, shape ().
