@@ -7,7 +7,6 @@ optimizer already has. Each function that needs the precision computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import ArrayLike, PyTree
-from l2m_optax.moments._basis import bases, diagonal, over_leaves, rotate_back, rotate_into
+from l2m_optax.moments._basis import bases, diagonal, over_leaves, rotate_into
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 
 
@@ -133,17 +132,6 @@ def free_precision(posterior: Posterior) -> PyTree:
 def free_variance(posterior: Posterior) -> PyTree:
     """The variance along the basis of each leaf, with `None` at fixed leaves."""
     return jax.tree.map(lambda p: posterior.temperature / p, _untempered(posterior))
-
-
-def times_covariance(posterior: Posterior) -> Callable[[PyTree], PyTree]:
-    """A function that multiplies a tree like the free leaves by the covariance, in float32."""
-    basis, variance = posterior.second_moment.basis, free_variance(posterior)
-
-    def product(tree: PyTree) -> PyTree:
-        scaled = jax.tree.map(jnp.multiply, over_leaves(rotate_into, basis, tree), variance)
-        return over_leaves(rotate_back, basis, scaled)
-
-    return product
 
 
 def free_deviation(posterior: Posterior) -> PyTree:
