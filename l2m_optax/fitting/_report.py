@@ -68,14 +68,14 @@ def _scale_lines(report: Report) -> Iterator[str]:
 def _table(report: Report) -> Iterator[str]:
     names = sorted({name for c in report.candidates for name in c.figures})
     scaled = any(c.logit_scale != 1 for c in report.candidates)
-    settings = ["T", *["logits ×"][:scaled]]
-    rows = [("", "candidate", *settings, "NLL", "gain", "± s.e.", *names)]
+    tuned = ["T", "logits ×"] if scaled else ["T"]
+    rows = [("", "candidate", *tuned, "NLL", "gain", "± s.e.", *names)]
     for c in report.candidates:
         mark = "→" if c.name == report.chosen else ""
-        tuned = [f"{c.temperature:.2g}", *[f"{c.logit_scale:.2f}"][:scaled]]
+        values = (f"{c.temperature:.2g}", f"{c.logit_scale:.2f}")
         numbers = [_number(x) for x in (c.nll, c.gain, c.standard_error)]
         figures = [_number(c.figures.get(name, math.nan)) for name in names]
-        rows.append((mark, c.name, *tuned, *numbers, *figures))
+        rows.append((mark, c.name, *values[: len(tuned)], *numbers, *figures))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]

@@ -74,15 +74,20 @@ def calibrate_temperature(
     losses = of_settings(apply_fn, posterior, inputs, jnp.asarray(labels), settings, data).loss
     best = jnp.argmin(losses)
     temperature = temperatures[best]
-    highest = best == len(_TEMPERATURES) - 1
-    expected = f"a best value below {_TEMPERATURES[-1]:g}"
-    remedy = f"pass bounds= to tune, or {CHECK_TARGETS}"
-    warn_if(highest, "temperature", expected, "the upper bound, and keeps it", remedy)
-    edge = (best == 0) | highest
+    edge = is_edge(temperature, temperatures)
     steps = jnp.asarray(len(_TEMPERATURES), jnp.int32)
     return Fit(
         posterior._replace(temperature=temperature), FitInfo(temperature, steps, ~edge, edge)
     )
+
+
+def is_edge(temperature: Array, tried: Array) -> Array:
+    """Whether a temperature is the mode, or the highest that was tried, which is warned of."""
+    highest = temperature == tried[-1]
+    expected = f"a best value below {float(tried[-1]):g}"
+    remedy = f"pass bounds= to tune, or {CHECK_TARGETS}"
+    warn_if(highest, "temperature", expected, "the upper bound, and keeps it", remedy, 4)
+    return (temperature == 0) | highest
 
 
 class Sums(NamedTuple):

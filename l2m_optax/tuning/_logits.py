@@ -16,9 +16,9 @@ from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._scaled import scale_leaves
 from l2m_optax.predict._classify import Settings
 from l2m_optax.predict._last_layer import last_layer
-from l2m_optax.tuning._calibrate import Sums, check_labels, of_settings, sums_of
+from l2m_optax.tuning._calibrate import Sums, check_labels, is_edge, of_settings, sums_of
 from l2m_optax.tuning._data import Dataset, check_call
-from l2m_optax.tuning._fit import Fit, FitInfo
+from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 
 _BY_CHANCE = 0.2
 """How many observations with a label by chance count as one part of the validation data.
@@ -63,7 +63,8 @@ def calibrate_logits(
 
     Returns:
       A `Fit` whose ``info.value`` is a dict of ``"logit_scale"`` and ``"temperature"``.
-      ``info.edge`` says that T is 0, or the highest.
+      ``info.edge`` says that T is 0 or the highest, or that s is 0.1 or 10, the ends of its range.
+      The highest T and the ends of s also give a `UserWarning`.
 
     Raises:
       ValueError: if labels do not have the shape (N, ...), are out of range, or there are none.
@@ -76,12 +77,12 @@ def calibrate_logits(
       >>> import l2m_optax as l2m
       >>> x = jax.random.normal(jax.random.key(0), (500, 2))
       >>> labels = jax.random.categorical(jax.random.key(1), x)
-      >>> moment = l2m.SecondMoment(nu=100.0 * jnp.ones((2, 2)))
+      >>> moment = l2m.SecondMoment(nu=0.01 * jnp.ones((2, 2)))
       >>> posterior = l2m.laplace(2.0 * jnp.eye(2), moment, num_data=100, batch_size=1)
       >>> f = lambda w, x: x @ w  # twice the logits of which the labels were drawn
       >>> posterior, info = l2m.tuning.calibrate_logits(f, posterior, x, labels)
-      >>> print(f"{info.value['logit_scale']:.1f}")
-      0.5
+      >>> print(f"{info.value['logit_scale']:.1f} {info.value['temperature']:.1f}")
+      0.7 2.2
 
     Reference:
       Guo, Pleiss, Sun & Weinberger, On calibration of modern neural networks (2017); Platt,
@@ -94,16 +95,27 @@ def calibrate_logits(
     leaves = _scalable(apply_fn, posterior.mean, inputs)
     found = _of_network(apply_fn, posterior.mean, inputs, labels)
     log_scales = found * _SHARES if leaves is not None else jnp.zeros(1)
-    settings = _every_pair(jnp.exp(log_scales), jnp.asarray(_TEMPERATURES))
+    temperatures = jnp.asarray(_TEMPERATURES)
+    settings = _every_pair(jnp.exp(log_scales), temperatures)
     sums = of_settings(apply_fn, posterior, inputs, labels, settings, data)
     best = jnp.argmin(smoothed(sums, data.size))
     temperature, scale = settings.temperature[best], settings.logit_scale[best]
     if leaves is not None:
         posterior = scale_leaves(posterior, leaves, scale)
-    edge = (temperature == 0) | (temperature == _TEMPERATURES[-1])
+    edge = is_edge(temperature, temperatures) | _is_at_an_end(scale)
     values = {"logit_scale": scale, "temperature": temperature}
     steps = jnp.asarray(len(settings.temperature), jnp.int32)
     return Fit(posterior._replace(temperature=temperature), FitInfo(values, steps, ~edge, edge))
+
+
+def _is_at_an_end(scale: Array) -> Array:
+    """Whether a scale is the least or the largest that is looked at, which is warned of."""
+    at_an_end = jnp.abs(jnp.log(scale)) > 0.999 * _REACH
+    least, most = math.exp(-_REACH), math.exp(_REACH)
+    expected = f"a best value between {least:.2g} and {most:.2g}"
+    got = "an end of this range, and keeps it"
+    warn_if(at_an_end, "logit_scale", expected, got, CHECK_TARGETS, 4)
+    return at_an_end
 
 
 def smoothed(sums: Sums, size: int) -> Array:

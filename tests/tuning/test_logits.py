@@ -132,7 +132,7 @@ def test_labels_that_are_all_right_do_not_ask_for_an_infinite_scale(posterior):
     ],
 )
 def test_outputs_that_cannot_be_scaled_keep_their_scale(posterior, apply_fn):
-    labels = jax.random.categorical(jax.random.key(3), 0.3 * apply_fn(posterior.mean, X))
+    labels = jax.random.categorical(jax.random.key(3), 0.7 * apply_fn(posterior.mean, X))
     fitted, info = l2m.tuning.calibrate_logits(apply_fn, posterior, X, labels)
     assert float(info.value["logit_scale"]) == 1.0 and float(info.value["temperature"]) > 0
     jax.tree.map(np.testing.assert_array_equal, fitted.mean, posterior.mean)
@@ -143,3 +143,26 @@ def test_bad_targets_are_refused(posterior):
         l2m.tuning.calibrate_logits(network, posterior, X, network(posterior.mean, X))
     with pytest.raises(ValueError, match="classes from 0 to 2"):
         l2m.tuning.calibrate_logits(network, posterior, X, jnp.full(300, 3))
+
+
+def test_labels_that_the_network_does_not_know_are_warned_of(posterior):
+    sure = posterior._replace(mean=jax.tree.map(lambda x: 5.0 * x, posterior.mean))
+    labels = jax.random.randint(jax.random.key(5), (300,), 0, 3)
+    highest = pytest.warns(UserWarning, match="temperature: .* below 100, got the upper bound")
+    at_an_end = pytest.warns(UserWarning, match="logit_scale: .* between 0.1 and 10, got an end")
+    with highest, at_an_end:
+        _, info = l2m.tuning.calibrate_logits(network, sure, X, labels)
+    assert info.edge and not info.converged
+
+
+def test_the_highest_temperature_is_warned_of(posterior):
+    """A posterior a million times too narrow, and logits that cannot be scaled."""
+    narrow = posterior._replace(data_scale=1e6 * posterior.data_scale, prior_precision=1e6)
+    labels = jax.random.randint(jax.random.key(5), (300,), 0, 3)
+
+    def beside(p, x):
+        return network(p, x) + 3.0 * x[:, :3]
+
+    with pytest.warns(UserWarning, match="temperature: .* below 100, got the upper bound"):
+        _, info = l2m.tuning.calibrate_logits(beside, narrow, X, labels)
+    assert info.edge and not info.converged
