@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
-	bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-soap bench-softmax \
+	bench-alarm bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-soap bench-softmax \
 	bench-low-rank bench-structure-cost bench-structure-hmc bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
@@ -125,6 +125,9 @@ bench-serving: .venv/.dev ## measure predictions with draws against passes of th
 
 bench-variance: .venv/.dev ## measure what output_variance costs, in passes and in memory
 	@$(PY) benchmarks/predictive_variance.py
+
+bench-alarm: .venv/.dev ## study the temperature of the alarm for inputs of another kind
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/alarm.py
 
 bench-cold: .venv/.dev ## study how small a temperature without validation data should be
 	@JAX_PLATFORMS=cpu $(PY) benchmarks/cold.py

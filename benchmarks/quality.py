@@ -8,10 +8,12 @@ rate and its first Hessian, SWAG its rate, laplace-torch its prior, L2M its temp
 Costs: training in multiples of training one network by Adam in the same framework, fit and tuning
 included; further passes over the data; arrays kept for predictions, in copies of the parameters;
 seconds to predict 1,000 inputs in ten batches or so, compiled. Run: `make bench-quality`; `FAST=1`
-for one seed and few inputs.
+for one seed and few inputs. Beginnings of methods' names as arguments make these alone, and keep
+the record of the others: `python benchmarks/quality.py mode L2M`.
 """
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -276,13 +278,15 @@ def check_logits(params, x) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    data, tables = images.load(), {}
+    chosen = tuple(sys.argv[1:])
+    data, tables = images.load(), report.recorded("quality") if chosen else {}
     for kind, title in (("mlp", "perceptron 784-128-128-10"), ("cnn", "convolutional network")):
         table = tables.setdefault(f"Fashion-MNIST, {title}", {})
+        table |= {name: [] for name in table if name.startswith(chosen)}
         for seed in SEEDS:
             check_logits(images.initial(kind, jax.random.key(seed)), data.x_test[:50])
             for name, make in methods(kind, seed, data):
-                if isinstance(table.get(name), str):
+                if isinstance(table.get(name), str) or not name.startswith(chosen or ""):
                     continue
                 try:
                     table.setdefault(name, []).append(scores(make(), data))

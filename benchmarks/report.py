@@ -61,6 +61,12 @@ def write(name: str, tables: Mapping[str, Table], seeds: str) -> None:
     print(text)
 
 
+def recorded(name: str) -> dict[str, Table]:
+    """The tables that an earlier run wrote; none where there was no run."""
+    path = RESULTS / f"{name}-fast.json" if FAST else RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["tables"] if path.exists() else {}
+
+
 def markdown(record: Mapping[str, Any], heads: Collection[str] | None = None) -> str:
     """The tables with these headings, all of them by default; the best figure is bold."""
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())

@@ -121,12 +121,18 @@ def of_network(params, data):
     return {name: np.nan for name in COLUMNS} | found
 
 
-def posteriors(params, tracked, num_data):
+def posteriors(params, tracked, data):
     """Every posterior by name, its prior by the evidence."""
+    loss = images.loss(params, data.x, data.y)
     for name, state in tracked.items():
         true = "true" in name
         whole = l2m.laplace(
-            params, state, num_data=num_data, batch_size=images.BATCH, with_replacement=true
+            params,
+            state,
+            num_data=len(data.x),
+            batch_size=images.BATCH,
+            with_replacement=true,
+            training_loss=loss,
         )
         for part, key in PARTS.items():
             if name == "full head" and key is None:
@@ -141,7 +147,7 @@ def study(kind, data):
         params, tracked = train(kind, seed, data.x, data.y)
         rows = [
             ("the network", of_network(params, data)),
-            *((n, figures(data, p)) for n, p in posteriors(params, tracked, len(data.x))),
+            *((n, figures(data, p)) for n, p in posteriors(params, tracked, data)),
             *of_peers(params, data),
         ]
         for name, row in rows:

@@ -9,23 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
-from l2m_optax._support.types import ApplyFn, Array, PyTree
+from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior._posterior import Posterior, are_correlated
 from l2m_optax.predict._classify import classify
 from l2m_optax.predict._outputs import check_outputs
 from l2m_optax.predict._summaries import Classification
 from l2m_optax.tuning._cold import cold_temperature
 from l2m_optax.tuning._data import check_call
+from l2m_optax.tuning._evidence import effective_parameters
 
 _FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"
 
 _OF_BASES = 0.1
-"""The temperature of the alarm if the posterior has correlations.
+"""The temperature of the alarm if the posterior has correlations, and the loss is not known."""
 
-On networks of clothes T = 1 is a little better. On networks of digits it is useless: with Kronecker
-factors of three of them it had an AUROC of 0.31 to 0.59 for turned digits, and T = 0.1 of 0.56 to
-0.91.
-"""
+_COLDEST = 1e-3
+"""The lowest temperature by the loss: below it the information is lost in rounding."""
 
 
 def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
@@ -33,21 +32,28 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     Probabilities use the temperature T that predicts labels of the *training* distribution best. An
     alarm is for inputs from *elsewhere*, of which such labels say nothing; only the order of its
-    scores counts. So it has a temperature of its own. What the score is depends on the posterior:
+    scores counts. So it has a temperature of its own, by the mean training loss L:
+
+    $$T = \frac{N L}{\gamma}, \qquad \gamma = \sum \frac{F}{F + \delta},$$
+
+    between 0.001 and 1. To second order a draw from the posterior has a training loss of
+    $N L + T\gamma/2$. So this is the widest posterior whose draws fit the training data about as
+    well as the mode does. `fit` measures L, and `laplace` takes ``training_loss=``. What the score
+    is depends on the posterior:
 
     - **With correlations**, a moment in bases (``track_second_moment(structure="kronecker")``), it
-      is the mutual information of label and parameters at T = 0.1,
+      is the mutual information of label and parameters,
 
       $$I(y; \theta) = H\Big[\mathbb E_\theta\, p(y | x, \theta)\Big]
         - \mathbb E_\theta\, H\big[p(y | x, \theta)\big].$$
 
       It is near 0 where the data determine the prediction, whether it is certain or not.
-    - **With a diagonal alone**, it is the entropy of the predictive distribution at
-      `tuning.cold_temperature`, the first term above. A diagonal is so wide on some networks that
-      familiar inputs have more information than unknown ones. Its entropy at this small temperature
-      was about as good as the network's own on all networks tried, and better on some.
+    - **With a diagonal alone**, it is the entropy of the predictive distribution, the first term
+      above. A diagonal is so wide on some networks that familiar inputs have more information than
+      unknown ones.
 
-    Both are at most log K. ``make bench-tasks`` and ``make bench-structure`` measure them.
+    Where L is not known, T is 0.1 with correlations, and `tuning.cold_temperature` of a diagonal.
+    Both scores are at most log K. ``make bench-alarm`` measures them.
 
     Choose a threshold on held-out inputs of the usual kind, as a quantile of their scores.
 
@@ -82,8 +88,17 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
     outputs = jax.eval_shape(apply_fn, posterior.mean, inputs)
     _check_classifier(outputs, posterior)
     if any(are_correlated(posterior)):
-        return _at(apply_fn, posterior, inputs, jnp.asarray(_OF_BASES)).epistemic
-    return _at(apply_fn, posterior, inputs, cold_temperature(posterior, outputs.shape[-1])).total
+        return _at(apply_fn, posterior, inputs, _temperature(posterior, _OF_BASES)).epistemic
+    cold = cold_temperature(posterior, outputs.shape[-1])
+    return _at(apply_fn, posterior, inputs, _temperature(posterior, cold)).total
+
+
+def _temperature(posterior: Posterior, unless: ArrayLike) -> Array:
+    """N L / γ, or another if L is not known."""
+    if posterior.training_loss is None or posterior.num_data is None:
+        return jnp.asarray(unless)
+    loss = jnp.asarray(posterior.num_data) * posterior.training_loss
+    return jnp.clip(loss / effective_parameters(posterior), _COLDEST, 1.0)
 
 
 def _at(

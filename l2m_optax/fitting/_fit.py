@@ -124,6 +124,7 @@ def fit(
         prior_mean=prior_mean,
     )
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
+    start = start._replace(training_loss=judge.training_loss(start, (some.inputs, some.targets)))
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
         loader = as_loader(data, "data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.types import ApplyFn, Array, Likelihood, PyTree
-from l2m_optax.likelihoods import gaussian
+from l2m_optax.likelihoods import categorical, gaussian
 from l2m_optax.metrics import (
     accuracy,
     expected_calibration_error,
@@ -62,6 +63,8 @@ class Judge(NamedTuple):
       mode: ``mode(posterior, pair)``: the network alone; its noise by the validation data.
       cold: ``cold(posterior, num_outputs)``: T, and noise, without validation data.
       verdict: ``verdict(posterior, pair)``.
+      training_loss: ``training_loss(posterior, pair)``: of the mode, in nats an observation; `None`
+        for numbers, where it depends on the noise.
     """
 
     prior: Callable[[Posterior, Any], Posterior]
@@ -69,6 +72,7 @@ class Judge(NamedTuple):
     mode: Callable[[Posterior, Pair], Posterior]
     cold: Callable[[Posterior, int], Posterior]
     verdict: Callable[[Posterior, Pair], Verdict]
+    training_loss: Callable[[Posterior, Pair], Array | None]
 
 
 def judge_of(likelihood: str | Likelihood, apply_fn: ApplyFn) -> Judge:
@@ -113,6 +117,7 @@ def _of_classes(apply_fn: ApplyFn) -> Judge:
         _at_mode,
         _cold,
         verdict,
+        functools.partial(_mean_loss, apply_fn, categorical),
     )
 
 
@@ -147,6 +152,7 @@ def _of_numbers(apply_fn: ApplyFn) -> Judge:
         mode,
         cold,
         verdict,
+        lambda posterior, pair: None,
     )
 
 
@@ -165,7 +171,17 @@ def _of_function(apply_fn: ApplyFn, likelihood: Likelihood) -> Judge:
         _at_mode,
         _cold,
         verdict,
+        functools.partial(_mean_loss, apply_fn, likelihood),
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _mean_loss(
+    apply_fn: ApplyFn, likelihood: Likelihood, posterior: Posterior, pair: Pair
+) -> Array:
+    inputs, targets = pair
+    loss = -likelihood(apply_fn(posterior.mean, inputs), jnp.asarray(targets)).mean()
+    return jnp.maximum(loss, 0.0).astype(jnp.float32)
 
 
 def _by_example(log_probs: Array) -> np.ndarray:

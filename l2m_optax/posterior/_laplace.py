@@ -47,6 +47,7 @@ def laplace(
     temperature: ArrayLike = 1.0,
     with_replacement: bool = False,
     centered: bool = False,
+    training_loss: ArrayLike | None = None,
 ) -> Posterior:
     r"""The Laplace posterior that a trained optimizer state already holds.
 
@@ -87,6 +88,9 @@ def laplace(
       centered: subtract the squared mean gradient, by the optimizer's running mean of gradients
         with decay b: $\mathrm{Var} = (\hat\nu - \hat\mu^2)(1+b)/(2b)$. For states far from a
         mode.
+      training_loss: L, the mean negative log-likelihood of a training observation at the mode,
+        in nats: what a classifier's training ended with, without penalties. Only
+        `decisions.novelty` uses it, and `fit` finds it.
 
     Returns:
       The `Posterior`.
@@ -127,6 +131,10 @@ def laplace(
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     remedy = "pass 1 for the posterior itself, 0 for the mode"
     check_not_negative("temperature", temperature, remedy)
+    if training_loss is not None:
+        remedy = "pass the mean negative log-likelihood, in nats, or leave it out"
+        check_not_negative("training_loss", training_loss, remedy)
+        training_loss = or_nan(_scalar(training_loss), is_not_negative)
     _check_prior_precision(prior_precision, params, moment.basis)
     return Posterior(
         mean=params,
@@ -139,6 +147,7 @@ def laplace(
         temperature=or_nan(_scalar(temperature), is_not_negative),
         noise_variance=_scalar(1.0 if declared.noise_variance is None else declared.noise_variance),
         num_data=_scalar(int(num_data)),
+        training_loss=training_loss,
     )
 
 

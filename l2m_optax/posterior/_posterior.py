@@ -32,6 +32,8 @@ class Posterior(NamedTuple):
       temperature: T, which multiplies the covariance, shape (); 0 is exactly the mode.
       noise_variance: variance of Gaussian observations, shape (); 1 unless it was fitted.
       num_data: N, number of training examples, shape (); `None` where unknown.
+      training_loss: L, the mean negative log-likelihood of a training observation at the mode, in
+        nats, shape (); `None` where unknown. `decisions.novelty` takes its temperature from it.
     """
 
     mean: PyTree
@@ -42,6 +44,7 @@ class Posterior(NamedTuple):
     temperature: ArrayLike
     noise_variance: ArrayLike
     num_data: ArrayLike | None = None
+    training_loss: ArrayLike | None = None
 
 
 def data_precision(posterior: Posterior) -> PyTree:

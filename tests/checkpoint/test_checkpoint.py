@@ -39,7 +39,7 @@ def plain(dtype=jnp.float32):
 
 def rotated():
     params = network_params(jax.random.key(0))
-    return l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5)
+    return l2m.laplace(params, rotated_moment(params), num_data=50, batch_size=5, training_loss=0.2)
 
 
 def fitted_by_groups():

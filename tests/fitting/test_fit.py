@@ -174,6 +174,23 @@ def test_a_network_that_is_unsure_gets_no_spread(apply_fn):
     assert np.all(l2m.decisions.novelty(apply_fn, posterior, x) > 0)
 
 
+def test_the_training_loss_is_measured_for_the_alarm():
+    """It is that of labels, in nats; a loss of numbers depends on their noise."""
+    x, labels = labelled(1, 256)
+    params, state = train(loss_of_labels, x, labels, 30)
+    expected = loss_of_labels(params, x, labels)
+    for named in ("categorical", lambda f, y: l2m.likelihoods.categorical(f, y)):
+        posterior, _ = l2m.fit(
+            network, params, state, tx=TX, data=(x, labels), batch_size=16, likelihood=named
+        )
+        np.testing.assert_allclose(posterior.training_loss, expected, rtol=1e-5)
+    numbers = measured(1, 256)
+    posterior, _ = l2m.fit(
+        network, params, state, tx=TX, data=numbers, batch_size=16, likelihood="gaussian"
+    )
+    assert posterior.training_loss is None
+
+
 @pytest.mark.parametrize("validated", [False, True])
 def test_numbers_have_intervals_that_hold(regression, validated):
     params, state, data = regression
