@@ -17,7 +17,7 @@ from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._report import of_the_training
 from l2m_optax.posterior._selection import restrict
-from l2m_optax.posterior._training import nats_per_parameter
+from l2m_optax.posterior._training import training_of
 from l2m_optax.predict._last_layer import last_layer
 from l2m_optax.tuning._calibrate import with_noise
 from l2m_optax.tuning._fit import Fit
@@ -131,7 +131,7 @@ def fit(
         found = _choose(apply_fn, _scaled(start, scale), some, loader, held_out, judge)
     warnings = (
         *of_the_scale(scale),
-        *of_the_training(float(nats_per_parameter(opt_state))),
+        *of_the_training(training_of(opt_state)),
         *_of_validation(held_out, data),
         *(str(w.message) for w in caught if issubclass(w.category, UserWarning)),
     )

@@ -16,7 +16,7 @@ from l2m_optax.moments._evidence import determined
 from l2m_optax.moments._moment import SecondMoment, debiased, leading, mean_variance_ratio
 from l2m_optax.posterior._posterior import Posterior, data_precision
 from l2m_optax.posterior._report import Diagnosis, Leaf
-from l2m_optax.posterior._training import nats_per_parameter
+from l2m_optax.posterior._training import training_of
 
 
 def diagnose(
@@ -95,7 +95,7 @@ def diagnose(
         _float(moment.count),
         _float(None if moment.decay is None else _window(moment.decay)),
         _float(posterior.num_data),
-        nats_per_parameter(training),
+        *training_of(training),
     )
 
 

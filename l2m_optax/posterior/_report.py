@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.types import Array
+from l2m_optax.posterior._training import Training
 
 PERFECT = 0.25
 """Nats for each determined parameter. An observation: what a network separates had 0.08 to 0.18,
 images, and digits with wrong labels, 0.5 and more."""
+BALANCED = 0.3, 1.5
+"""The balance between loss and decay. An observation: trainings that were long enough had 0.39 to
+1.26, those that were over too early 0.15 and 0.22, or 1.7 at a rate that was too small."""
 
 
 class Leaf(NamedTuple):
@@ -50,6 +54,8 @@ class Diagnosis(NamedTuple):
         where unknown.
       num_data: number of training examples; NaN where unknown.
       nats_per_parameter: of `EvidenceWeightDecayState`; NaN where unknown.
+      balance: the same.
+      balance_error: the same.
     """
 
     leaves: dict[str, Leaf]
@@ -58,6 +64,8 @@ class Diagnosis(NamedTuple):
     window: Array
     num_data: Array
     nats_per_parameter: Array
+    balance: Array
+    balance_error: Array
 
     def warnings(self) -> list[str]:
         """What to doubt, and what to do about it, in plain words."""
@@ -82,7 +90,9 @@ def _warnings(diagnosis: Diagnosis) -> Iterator[str]:
     yield from _of_zeros(float(total.zeros))
     yield from _of_the_size(float(total.effective), float(diagnosis.num_data))
     yield from _of_the_scale(float(total.ratio))
-    yield from of_the_training(float(diagnosis.nats_per_parameter))
+    yield from of_the_training(
+        Training(diagnosis.nats_per_parameter, diagnosis.balance, diagnosis.balance_error)
+    )
 
 
 def _of_the_mean(updates: float, window: float) -> Iterator[str]:
@@ -142,13 +152,23 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
         )
 
 
-def of_the_training(nats: float) -> Iterator[str]:
-    """What to think of a fit that is almost perfect, with a decay that the evidence found."""
+def of_the_training(training: Training) -> Iterator[str]:
+    """What to think of a decay by the evidence: a fit that is almost perfect, or not at its end."""
+    nats, balance, error = map(float, training)
     if nats < PERFECT:
         yield (
             f"the loss is {nats:.2g} nats for each parameter that the data determine: they are "
             "fitted almost perfectly, and what is left of the loss is the work of the decay, which "
             "may be too strong; compare with a training without it, on validation data"
+        )
+    least, most = BALANCED
+    outwards, back = balance - 3 * error > most, balance + 3 * error < least
+    if outwards or back:
+        why = "outwards" if outwards else "back, for the prior precision has risen"
+        yield (
+            f"the loss and the decay are not in balance ({balance:.2g}, where 1 is a mode of the "
+            f"two): the weights are on their way {why}; train longer, or at a larger rate; in a "
+            "short training pass start=10 to evidence_weight_decay"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,46 @@ from l2m_optax._support.types import Array, PyTree
 from l2m_optax.transforms import EvidenceWeightDecayState
 
 
-def nats_per_parameter(opt_state: PyTree) -> Array:
-    r"""That of the one `EvidenceWeightDecayState` inside; NaN where there is none, or no loss.
+class Training(NamedTuple):
+    """Numbers of the one `EvidenceWeightDecayState` inside; NaN where there is none.
 
-    A small value shows that the data are fitted almost perfectly. Then what is left of the loss is
-    the work of the decay. Where a network is homogeneous of degree k in its parameters, the mode
-    and the evidence's δ make $-\partial N L / \partial \log s = \gamma$ in a common factor s of
-    them. For separable data the loss falls like $\exp(-m s^k)$, so that
+    Attributes:
+      nats_per_parameter: NaN also where no loss was passed.
+      balance: NaN also before the first search.
+      balance_error: the same.
+    """
+
+    nats_per_parameter: Array
+    balance: Array
+    balance_error: Array
+
+
+def training_of(opt_state: PyTree) -> Training:
+    r"""What the state says of the training.
+
+    A small value of `nats_per_parameter` shows that the data are fitted almost perfectly. Then what
+    is left of the loss is the work of the decay. Where a network is homogeneous of degree k in its
+    parameters, the mode and the evidence's δ make $-\partial N L / \partial \log s = \gamma$ in a
+    common factor s of them. For separable data the loss falls like $\exp(-m s^k)$, so that
     $\gamma = k N L \log(1/L)$.
+
+    The `balance` is 1 at the mode. Where it is not, the weights are on their way, and the decay is
+    that of weights which they will not keep.
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_one)
-    found = [node.nats_per_parameter for node in nodes if _is_one(node)]
-    if len(found) != 1 or found[0] is None:
-        return jnp.full((), jnp.nan, jnp.float32)
-    return jnp.where(found[0] > 0, found[0], jnp.nan)
+    found = [node for node in nodes if _is_one(node)]
+    if len(found) != 1:
+        return Training(*[_number(None)] * 3)
+    state = found[0]
+    searched = _number(sum(jax.tree.leaves(state.effective_parameters))) > 0
+    balance, error = (jnp.where(searched, x, jnp.nan) for x in (state.balance, state.balance_error))
+    return Training(_number(state.nats_per_parameter), balance, error)
+
+
+def _number(value: Any) -> Array:
+    """The number, if it is positive, else NaN."""
+    value = jnp.asarray(jnp.nan if value is None else value, jnp.float32)
+    return jnp.where(value > 0, value, jnp.nan)
 
 
 def _is_one(node: Any) -> bool:

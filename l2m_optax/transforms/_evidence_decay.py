@@ -24,7 +24,14 @@ from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._evidence import OVERCOUNT
 from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
-from l2m_optax.transforms._evidence_search import Model, deviation, residual, search
+from l2m_optax.transforms._evidence_search import (
+    Model,
+    decay_weight,
+    deviation,
+    residual,
+    search,
+    with_slope,
+)
 from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState, first_state
 from l2m_optax.transforms._structure import Structure
 from l2m_optax.transforms._track import TrackSecondMomentState, track_second_moment
@@ -176,7 +183,8 @@ def evidence_weight_decay(
     ) -> tuple[PyTree, EvidenceWeightDecayState]:
         _check_arguments(params, value, gaussian)
         _, moment = tracker.update(updates, state.moment, params, **extra)
-        before, state = state.count, _follow(model, decay, state, moment, value)
+        moved = with_slope(state, updates, params)
+        before, state = state.count, _follow(model, decay, state, moved, moment, value)
         due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
         state = _search_if(due, model, state, params)
         return _decayed(model, updates, state, params), state
@@ -195,6 +203,7 @@ def _follow(
     model: Model,
     decay: float,
     state: EvidenceWeightDecayState,
+    moved: EvidenceWeightDecayState,
     moment: TrackSecondMomentState,
     value: ArrayLike | None,
 ) -> EvidenceWeightDecayState:
@@ -208,9 +217,9 @@ def _follow(
         # Nothing else is known of the noise before the first search.
         found = (count < WARM_UP) & (loss > 0)
         noise = jnp.where(found, residual(model, loss), noise).astype(noise.dtype)
-    leaves = jax.tree.leaves((moment.nu, moment.factors, loss))
+    leaves = jax.tree.leaves((moment.nu, moment.factors, moved.outward_square, loss))
     finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
+    followed = moved._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
 
@@ -237,8 +246,7 @@ def _decayed(
     model: Model, updates: PyTree, state: EvidenceWeightDecayState, params: PyTree
 ) -> PyTree:
     """The gradients plus the gradient of the prior's part of the loss."""
-    noise = 1.0 if state.noise_variance is None else state.noise_variance
-    weight = model.loss_scale * noise / model.num_data
+    weight = decay_weight(model, state)
 
     def add(g: Array, delta: Array, d: Array) -> Array:
         return (g + weight * delta * d).astype(g.dtype)

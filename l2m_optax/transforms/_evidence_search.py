@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from l2m_optax._support.checks import is_positive
 from l2m_optax._support.groups import Labels, group, sum_by_group
 from l2m_optax._support.trees import statistics_dtype, total
-from l2m_optax._support.types import Array, PyTree
+from l2m_optax._support.types import Array, ArrayLike, PyTree
 from l2m_optax.moments._evidence import determined, penalty
-from l2m_optax.moments._moment import debiased
+from l2m_optax.moments._moment import bias_weight, debiased, mean_variance_ratio
 from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
 
 BOUNDS = (1e-4, 1e6)
 """Prior precisions are sought between these."""
 MEMORY = 0.99
-"""How much of the logarithm of δ, or of s², one update leaves."""
+"""How much of the logarithm of δ, or of s², and of `outward`, one update leaves."""
 LEAST_LEFT = 0.1
 """The share of the data that is left for the noise, however many parameters they determine."""
 
@@ -61,6 +62,7 @@ def search(
     wanted = gamma / jnp.where(found, norms, 1.0)
     bounded = jnp.where(found, jnp.clip(wanted, *BOUNDS), 0.0)  # 0 is no maximum
     treedef: Any = jax.tree.structure(state.prior_precision)
+    balance, balance_error = _balance(model, state, squares)
     edge, target = (
         treedef.unflatten([of_group[g] for g in of_leaf])
         for of_group in ((bounded != wanted) | ~found, bounded)
@@ -71,6 +73,8 @@ def search(
         ),
         edge=edge,
         noise_variance=_noise(model, state, jnp.sum(gamma)),
+        balance=balance,
+        balance_error=balance_error,
     )
     gammas = effective_parameters(model, state, nu)
     return state._replace(
@@ -78,6 +82,42 @@ def search(
         nats_per_parameter=_nats_per_parameter(model, state, total(gammas)),
         log_evidence=_log_evidence(model, state, nu, params),
     )
+
+
+def with_slope(
+    state: EvidenceWeightDecayState, updates: PyTree, params: PyTree
+) -> EvidenceWeightDecayState:
+    """The state with one more batch in the running means of how fast the loss falls outwards."""
+    products = jax.tree.map(
+        lambda g, d: jnp.sum(g * d), updates, deviation(params, state.prior_mean)
+    )
+    slope = -total(products)
+    # Unbiased from the first update on, as Adam's means are.
+    share = (1.0 - MEMORY) / bias_weight(MEMORY, optax.safe_increment(state.count))
+
+    def toward(mean: Array, new: Array) -> Array:
+        return (mean + share * (new - mean)).astype(mean.dtype)
+
+    return state._replace(
+        outward=toward(state.outward, slope),
+        outward_square=toward(state.outward_square, jnp.square(slope)),
+    )
+
+
+def _balance(model: Model, state: EvidenceWeightDecayState, squares: PyTree) -> tuple[Array, Array]:
+    """`outward` over how fast the decay's part of the loss rises, and the standard error."""
+    slopes = jax.tree.map(jnp.multiply, state.prior_precision, squares)
+    held = decay_weight(model, state) * total(slopes)
+    held = jnp.where(held > 0, held, jnp.inf)  # nothing has moved yet
+    spread = jnp.maximum(state.outward_square - jnp.square(state.outward), 0.0)
+    error = jnp.sqrt(spread * mean_variance_ratio(MEMORY))
+    return state.outward / held, error / held
+
+
+def decay_weight(model: Model, state: EvidenceWeightDecayState) -> ArrayLike:
+    r"""What δ is multiplied by in the decay, $c\, s^2 / N$."""
+    noise = 1.0 if state.noise_variance is None else state.noise_variance
+    return model.loss_scale * noise / model.num_data
 
 
 def deviation(params: PyTree, prior_mean: PyTree | None) -> PyTree:

@@ -178,6 +178,26 @@ def evidence_state(nats):
     return (found._replace(nats_per_parameter=jnp.float32(nats)), *others)
 
 
+@pytest.mark.parametrize(
+    ("balance", "said"),
+    [(1.0, ""), (0.4, ""), (0.2, "back, for the prior"), (-0.1, "back, for"), (1.6, "outwards")],
+)
+def test_weights_that_are_on_their_way_are_said(balance, said):
+    """Before the first search, where γ is 0, nothing is."""
+    moment = l2m.SecondMoment(nu={"w": jnp.ones(2)}, count=10_000, decay=0.99)
+    posterior = l2m.laplace({"w": jnp.ones(2)}, moment, num_data=100, batch_size=10)
+    found, *others = evidence_state(1.0)
+    found = found._replace(balance=jnp.float32(balance))
+    assert "in balance" not in str(l2m.diagnose(posterior, training=(found, *others)))
+    found = found._replace(effective_parameters={"w": jnp.float32(1.0)})
+    text = str(l2m.diagnose(posterior, training=(found, *others)))
+    assert ("not in balance" in text) == bool(said)
+    assert f"the weights are on their way {said}" in text or not said
+    uncertain = found._replace(balance_error=jnp.float32(0.5))
+    assert "in balance" not in str(l2m.diagnose(posterior, training=(uncertain, *others)))
+    assert np.isnan(l2m.diagnose(posterior).balance)
+
+
 @pytest.mark.parametrize(("nats", "said"), [(0.1, True), (0.5, False), (0.0, False)])
 def test_a_fit_that_is_almost_perfect_is_said(nats, said):
     """0 is a state that was not told the loss."""

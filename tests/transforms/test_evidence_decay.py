@@ -229,6 +229,40 @@ def test_a_linear_regression_finds_the_exact_evidence():
     np.testing.assert_allclose(found.effective_parameters["w"], gamma, rtol=0.03)
     np.testing.assert_allclose(found.prior_precision["w"], delta, rtol=0.05)
     assert not found.edge["w"]
+    # It is at the mode of the two, as far as the noise of batches shows.
+    assert abs(float(found.balance) - 1.0) < 3 * float(found.balance_error)
+
+
+def test_the_balance_of_loss_and_decay():
+    """Of a constant gradient: its slope away from θ0, over that of the decay."""
+    origin = PRIOR_MEANS["another"]
+    tx = decay(likelihood="gaussian", loss_scale=2.0, prior_mean=origin)
+    moved = flat(PARAMS) - flat(origin)
+    slope = -np.sum(flat(gradient(0)) * moved)
+    _, first = run(tx, 1)
+    np.testing.assert_allclose(first.outward, slope, rtol=1e-5)
+    assert float(first.balance) == 0.0
+    state = constant(tx)
+    np.testing.assert_allclose(state.outward, slope, rtol=1e-5)
+    held = jax.tree.map(
+        lambda delta, p, p0: 2.0 * state.noise_variance * delta / N * jnp.sum(jnp.square(p - p0)),
+        state.prior_precision,
+        PARAMS,
+        origin,
+    )
+    np.testing.assert_allclose(state.balance, slope / sum(flat(held)), rtol=1e-4)
+    assert float(state.balance_error) < 0.01 * abs(float(state.balance))  # all batches are alike
+
+
+def test_the_error_of_the_balance_is_that_of_a_running_mean():
+    """The deviation of the slope over batches, times that of 199 of them."""
+    _, state = run(decay(), 2000)
+    slopes = [-np.sum(flat(gradient(i)) * flat(PARAMS)) for i in range(2000)]
+    held = jax.tree.map(
+        lambda delta, p: delta / N * jnp.sum(jnp.square(p)), state.prior_precision, PARAMS
+    )
+    expected = np.std(slopes) / np.sqrt(199) / sum(flat(held))
+    np.testing.assert_allclose(state.balance_error, expected, rtol=0.2)
 
 
 OPTIMIZERS = {
