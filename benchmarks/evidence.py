@@ -123,8 +123,8 @@ def of_rule(task: Task, one: Found, none: Found) -> dict[str, float]:
 def with_error(found: list[dict[str, float]]) -> list[dict[str, float | str]]:
     """The standard error of the mean difference, over seeds."""
     less = [one["less that of no decay"] for one in found]
-    error = np.std(less, ddof=1) / len(less) ** 0.5 if len(less) > 1 else np.nan
-    return [one | {"standard error of this": f"{error:.3f}"} for one in found]
+    error = f"{np.std(less, ddof=1) / len(less) ** 0.5:.3f}" if len(less) > 1 else "-"
+    return [one | {"standard error of this": error} for one in found]
 
 
 MAKE = {
