@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
-	bench-alarm bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-scale bench-serving bench-soap bench-softmax \
+	bench-alarm bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-other-seeds bench-scale bench-serving bench-soap bench-softmax \
 	bench-low-rank bench-structure-cost bench-structure-hmc bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
@@ -119,6 +119,9 @@ bench-calibration: .venv/.dev ## compare predictive distributions on Fashion-MNI
 bench-scale: .venv/.dev ## measure bytes and bandwidth up to 250M parameters, and fine-tune a transformer
 	@$(PY) benchmarks/accelerator.py
 	@$(PY) benchmarks/text.py
+
+bench-other-seeds: .venv/.dev ## repeat the classifiers of bench-tasks under seeds that had no part in a choice
+	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/tasks.py other-seeds
 
 bench-serving: .venv/.dev ## measure predictions with draws against passes of the bare network
 	@$(PY) benchmarks/serving.py

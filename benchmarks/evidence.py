@@ -7,18 +7,20 @@ decay; the one of the best NLL on validation data is taken, or that on the test 
 decay to the gradient before Adam, AdamW subtracts it behind. "a" is the overcount, by which F is
 divided. For numbers the targets are standardised, and the noise is the mean squared training
 residual, for `evidence_weight_decay` its own. The seconds are those of the processor, without
-compilation. Tables on other ways, limits, ranks and posteriors follow; their modules say what they
-are. Names of tables as arguments make these alone, and keep the record of the others.
-`SEEDS=3` runs three of five seeds of split and training.
+compilation. Tables on other ways, rules, limits, ranks and posteriors follow; their modules say
+what they are. Names of tables, or of rows of the limits, as arguments make these alone, and keep
+the record of the others. `SEEDS=3` runs three of five seeds of split and training.
 """
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+import evidence_limits
+import numpy as np
 import report
+from evidence_rules import of_rules
 from evidence_tasks import TASKS, Task
 from evidence_training import (
     Found,
@@ -53,6 +55,11 @@ ON_TOP = (
     "digits, MLP",
     "digits, a tenth of the labels by chance, MLP",
 )
+EASY = ("digits, MLP", "breast cancer, MLP", "wines of three growers, MLP")
+LIMITS = {
+    "NLL of 1,000 images of clothes": evidence_limits.BATCHES,
+    "NLL of few and of many examples": evidence_limits.NUMBERS,
+}
 RANKED = ("Fashion-MNIST, 1,000 images", "digits")
 
 
@@ -99,39 +106,63 @@ def with_posteriors(name: str) -> dict[str, list[dict[str, float]]]:
     return {way: [one[way] for one in each] for way in each[0]}
 
 
-def limits(tasks: str) -> dict[str, list[dict[str, float]]]:
-    import evidence_limits
+def with_rules(name: str) -> dict[str, list[dict[str, float | str]]]:
+    made = rows(TASKS[name], (no_decay, of_rules), of_rule)
+    return {way: with_error(found) for way, found in made.items()}
 
-    return evidence_limits.of_limits(getattr(evidence_limits, tasks), SEEDS)
+
+def of_rule(task: Task, one: Found, none: Found) -> dict[str, float]:
+    return {
+        "nats a determined parameter": one.nats,
+        "test NLL": one.test,
+        "less that of no decay": one.test - none.test,
+    }
 
 
-def ranks(name: str) -> dict[str, list[dict[str, float]]]:
-    from evidence_limits import of_ranks
-
-    return of_ranks(name)
+def with_error(found: list[dict[str, float]]) -> list[dict[str, float | str]]:
+    """The standard error of the mean difference, over seeds."""
+    less = [one["less that of no decay"] for one in found]
+    error = f"{np.std(less, ddof=1) / len(less) ** 0.5:.3f}" if len(less) > 1 else "-"
+    return [one | {"standard error of this": error} for one in found]
 
 
 MAKE = {
     name: functools.partial(rows, task, FEW if name in WITH_FEW else ALL)
     for name, task in TASKS.items()
 } | {f"other ways: {name}": functools.partial(beside_peers, name) for name in AMONG_PEERS}
+MAKE |= {f"rules: {name}": functools.partial(with_rules, name) for name in EASY}
 MAKE |= {
-    "NLL of 1,000 images of clothes": functools.partial(limits, "BATCHES"),
-    "NLL of few and of many examples": functools.partial(limits, "NUMBERS"),
-} | {f"order of 24 widths and depths, {name}": functools.partial(ranks, name) for name in RANKED}
+    name: functools.partial(evidence_limits.of_limits, tasks, SEEDS)
+    for name, tasks in LIMITS.items()
+}
+MAKE |= {
+    f"order of 24 widths and depths, {name}": functools.partial(evidence_limits.of_ranks, name)
+    for name in RANKED
+}
 MAKE |= {f"posteriors: {name}": functools.partial(with_posteriors, name) for name in ON_TOP}
+TABLE_OF = {row: name for name, tasks in LIMITS.items() for row in tasks}
 
 
 def main() -> None:
     for name in sys.argv[1:] or list(MAKE):
-        record(name, MAKE[name]())
+        if name in TABLE_OF:
+            table = TABLE_OF[name]
+            made = evidence_limits.of_limits({name: LIMITS[table][name]}, SEEDS)
+            record(table, recorded(table) | made)
+        else:
+            record(name, MAKE[name]())
+
+
+def recorded(name: str) -> report.Table:
+    """The rows of one table."""
+    found = (table for head, table in report.recorded("evidence").items() if _name(head) == name)
+    return next(found, {})
 
 
 def record(name: str, made: report.Table) -> None:
     """Put a table among those that are recorded; read anew, for others may have been added."""
-    path = report.RESULTS / "evidence.json"
-    tables = json.loads(path.read_text())["tables"] if path.exists() else {}
-    tables = {head: table for head, table in tables.items() if _name(head) != name}
+    held = report.recorded("evidence")
+    tables = {head: table for head, table in held.items() if _name(head) != name}
     seeds = max(map(len, made.values()))
     tables[f"{name} ({seeds} {'seed' if seeds == 1 else 'seeds'})"] = made
     order = {name: place for place, name in enumerate(MAKE)}

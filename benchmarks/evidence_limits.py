@@ -14,7 +14,7 @@ import images
 import jax
 import numpy as np
 from evidence_tasks import TASKS, Task, clothes, digits, initial_perceptron, perceptron
-from evidence_training import by_evidence, diagonal, l2, mean_loss, short_memory
+from evidence_training import by_evidence, diagonal, early, l2, mean_loss, short_memory
 from measure import cached
 from scipy.stats import spearmanr
 from sklearn.datasets import make_classification
@@ -100,6 +100,7 @@ def nlls(task: Task, seed: int) -> dict[str, float]:
         "no decay": tried[0].test,
         "L2, by the test data": min(one.test for one in tried),
         "**evidence**": by_evidence(task, seed, optimizer=diagonal).test,
+        "**evidence**, `start=10`": by_evidence(task, seed, optimizer=early).test,
         "**evidence**, `decay=0.99`": by_evidence(task, seed, optimizer=short_memory).test,
     }
 

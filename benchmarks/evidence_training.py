@@ -52,25 +52,30 @@ def behind(strength: Any, rate: Any, task: Task, centre: Any) -> optax.GradientT
     return optax.chain(optax.scale_by_adam(), pull(strength, centre), scale)
 
 
-def tuned(
-    structure: str, decay: float, strength: Any, rate: Any, task: Task, centre: Any
-) -> optax.GradientTransformation:
-    """The strength is the overcount."""
-    evidence = l2m.evidence_weight_decay(
+def evidence(
+    overcount: Any, task: Task, centre: Any, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The decay of the evidence for a task; the options are those of `evidence_weight_decay`."""
+    return l2m.evidence_weight_decay(
         num_data=len(task.data(0)[0]) * task.observations,
         batch_size=task.batch_size * task.observations,
-        decay=decay,
         likelihood=task.kind,
-        overcount=strength,
-        structure=structure,
+        overcount=overcount,
         prior_mean=centre if task.is_fine_tuning else None,
+        **options,
     )
-    return optax.chain(evidence, optax.adam(rate))
 
 
-diagonal, short_memory, kronecker = (
-    functools.partial(tuned, *arguments)
-    for arguments in (("diagonal", 0.999), ("diagonal", 0.99), ("kronecker", 0.999))
+def tuned(
+    strength: Any, rate: Any, task: Task, centre: Any, **options: Any
+) -> optax.GradientTransformation:
+    """The strength is the overcount."""
+    return optax.chain(evidence(strength, task, centre, **options), optax.adam(rate))
+
+
+diagonal, short_memory, early, kronecker = (
+    functools.partial(tuned, **options)
+    for options in ({}, {"decay": 0.99}, {"start": 10.0}, {"structure": "kronecker"})
 )
 
 

@@ -123,7 +123,12 @@ def _part(heading: str, columns: Sequence[str], cells: Mapping[str, Sequence[str
 def _cells(row: Row, columns: Sequence[str]) -> list[str]:
     if isinstance(row, str):
         return [f"did not run: {row}", *[""] * (len(columns) - 1)]
-    return [_cell(column, [seed[column] for seed in row]) for column in columns]
+    return [_cell(column, _values(row, column)) for column in columns]
+
+
+def _values(row: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    """One a seed; NaN in rows that were recorded before there was this column."""
+    return [seed.get(column, np.nan) for seed in row]
 
 
 def _best(heading: str, table: Table, columns: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -133,7 +138,7 @@ def _best(heading: str, table: Table, columns: Sequence[str]) -> Iterator[tuple[
     """
     seeds = max((len(row) for row in table.values() if not isinstance(row, str)), default=0)
     means = {
-        method: [_mean([seed[column] for seed in row]) for column in columns]
+        method: [_mean(_values(row, column)) for column in columns]
         for method, row in table.items()
         if not isinstance(row, str) and method not in REFERENCES and len(row) == seeds
     }

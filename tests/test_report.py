@@ -59,6 +59,13 @@ def test_a_method_of_fewer_seeds_is_not_the_best():
     assert "| first | 0.100 |" in table
 
 
+def test_a_figure_that_a_row_lacks_is_a_dash():
+    rows = {"new": [{"NLL": 0.3, "ECE": 0.2}], "old": [{"NLL": 0.4}]}
+    (table,) = report.tables({"data": rows})
+    assert "| new | **0.300** | 0.200 |" in table
+    assert "| old | 0.400 | - |" in table
+
+
 def test_the_best_of_each_row_is_bold_where_columns_are_methods():
     one, two = {"mode": 0.2, "fit": 0.1, "-": np.nan}, {"mode": 0.3, "fit": 0.3, "-": np.nan}
     (table,) = report.tables({"NLL of tasks": {"one": [one], "two": [two]}})
