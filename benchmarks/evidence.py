@@ -135,6 +135,9 @@ MAKE |= {
     name: functools.partial(evidence_limits.of_limits, tasks, SEEDS)
     for name, tasks in LIMITS.items()
 }
+MAKE["balance of loss and decay"] = functools.partial(
+    evidence_limits.of_balance, TASKS | evidence_limits.BATCHES, SEEDS
+)
 MAKE |= {
     f"order of 24 widths and depths, {name}": functools.partial(evidence_limits.of_ranks, name)
     for name in RANKED

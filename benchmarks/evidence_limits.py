@@ -105,6 +105,24 @@ def nlls(task: Task, seed: int) -> dict[str, float]:
     }
 
 
+def of_balance(tasks: dict[str, Task], seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Whether loss and decay are in balance at the end of each task's training."""
+    return {
+        f"{name}, {updates(task):,} updates": [balance(task, seed) for seed in range(seeds)]
+        for name, task in tasks.items()
+    }
+
+
+def balance(task: Task, seed: int) -> dict[str, float]:
+    one = by_evidence(task, seed)
+    state = one.state[0]
+    return {
+        "balance": float(state.balance),
+        "error of one": float(state.balance_error),
+        "test NLL": one.test,
+    }
+
+
 RANKED: dict[str, tuple[Callable[[int], tuple], int]] = {
     "Fashion-MNIST, 1,000 images": (functools.partial(some_clothes, 1_000), 40),
     "digits": (digits, 60),
