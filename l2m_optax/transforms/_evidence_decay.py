@@ -25,12 +25,12 @@ from l2m_optax.moments._evidence import OVERCOUNT
 from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.transforms._evidence_search import (
+    WARM_UP,
     Model,
     decay_weight,
     deviation,
     residual,
     search,
-    with_slope,
 )
 from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState, first_state
 from l2m_optax.transforms._structure import Structure
@@ -38,8 +38,6 @@ from l2m_optax.transforms._track import TrackSecondMomentState, track_second_mom
 
 SELDOM = 10
 """Updates of a structured moment for each search, which takes an eigendecomposition."""
-WARM_UP = 100
-"""Updates before the first search: early gradients are those of a network that knows nothing."""
 
 
 def evidence_weight_decay(
@@ -183,10 +181,9 @@ def evidence_weight_decay(
     ) -> tuple[PyTree, EvidenceWeightDecayState]:
         _check_arguments(params, value, gaussian)
         _, moment = tracker.update(updates, state.moment, params, **extra)
-        moved = with_slope(state, updates, params)
-        before, state = state.count, _follow(model, decay, state, moved, moment, value)
+        before, state = state.count, _follow(model, decay, state, moment, value)
         due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
-        state = _search_if(due, model, state, params)
+        state = _search_if(due, model, state, updates, params)
         return _decayed(model, updates, state, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -203,7 +200,6 @@ def _follow(
     model: Model,
     decay: float,
     state: EvidenceWeightDecayState,
-    moved: EvidenceWeightDecayState,
     moment: TrackSecondMomentState,
     value: ArrayLike | None,
 ) -> EvidenceWeightDecayState:
@@ -217,15 +213,15 @@ def _follow(
         # Nothing else is known of the noise before the first search.
         found = (count < WARM_UP) & (loss > 0)
         noise = jnp.where(found, residual(model, loss), noise).astype(noise.dtype)
-    leaves = jax.tree.leaves((moment.nu, moment.factors, moved.outward_square, loss))
+    leaves = jax.tree.leaves((moment.nu, moment.factors, loss))
     finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    followed = moved._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
+    followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
 
 
 def _search_if(
-    due: Array, model: Model, state: EvidenceWeightDecayState, params: PyTree
+    due: Array, model: Model, state: EvidenceWeightDecayState, updates: PyTree, params: PyTree
 ) -> EvidenceWeightDecayState:
     """The state after a search, where one is due.
 
@@ -237,7 +233,7 @@ def _search_if(
         return state._replace(moment=nothing, prior_mean=nothing)
 
     after: EvidenceWeightDecayState = jax.lax.cond(
-        due, lambda: found(search(model, state, params)), lambda: found(state)
+        due, lambda: found(search(model, state, updates, params)), lambda: found(state)
     )
     return after._replace(moment=state.moment, prior_mean=state.prior_mean)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from l2m_optax._support.checks import is_positive
 from l2m_optax._support.groups import Labels, group, sum_by_group
@@ -19,6 +18,8 @@ from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
 
 BOUNDS = (1e-4, 1e6)
 """Prior precisions are sought between these."""
+WARM_UP = 100
+"""Updates before the first search: early gradients are those of a network that knows nothing."""
 MEMORY = 0.99
 """How much of the logarithm of δ, or of s², and of `outward`, one update leaves."""
 LEAST_LEFT = 0.1
@@ -46,7 +47,7 @@ class Model(NamedTuple):
 
 
 def search(
-    model: Model, state: EvidenceWeightDecayState, params: PyTree
+    model: Model, state: EvidenceWeightDecayState, updates: PyTree, params: PyTree
 ) -> EvidenceWeightDecayState:
     r"""The state after one step of δ to $\gamma / \lVert\theta-\theta_0\rVert^2$ and of s².
 
@@ -55,14 +56,15 @@ def search(
     """
     nu = debiased(state.read_second_moment())  # once, for a structure decomposes matrices
     gammas = effective_parameters(model, state, nu)
-    squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), deviation(params, state.prior_mean))
+    moved = deviation(params, state.prior_mean)
+    squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), moved)
+    state = _with_balance(model, state, updates, squares, moved)
     of_leaf = group(params, state.prior_precision, model.groups).of_leaf
     gamma, norms = (sum_by_group(jax.tree.leaves(tree), of_leaf) for tree in (gammas, squares))
     found = is_positive(gamma) & is_positive(norms)
     wanted = gamma / jnp.where(found, norms, 1.0)
     bounded = jnp.where(found, jnp.clip(wanted, *BOUNDS), 0.0)  # 0 is no maximum
     treedef: Any = jax.tree.structure(state.prior_precision)
-    balance, balance_error = _balance(model, state, squares)
     edge, target = (
         treedef.unflatten([of_group[g] for g in of_leaf])
         for of_group in ((bounded != wanted) | ~found, bounded)
@@ -73,8 +75,6 @@ def search(
         ),
         edge=edge,
         noise_variance=_noise(model, state, jnp.sum(gamma)),
-        balance=balance,
-        balance_error=balance_error,
     )
     gammas = effective_parameters(model, state, nu)
     return state._replace(
@@ -84,34 +84,35 @@ def search(
     )
 
 
-def with_slope(
-    state: EvidenceWeightDecayState, updates: PyTree, params: PyTree
+def _with_balance(
+    model: Model, state: EvidenceWeightDecayState, updates: PyTree, squares: PyTree, moved: PyTree
 ) -> EvidenceWeightDecayState:
-    """The state with one more batch in the running means of how fast the loss falls outwards."""
-    products = jax.tree.map(
-        lambda g, d: jnp.sum(g * d), updates, deviation(params, state.prior_mean)
-    )
-    slope = -total(products)
-    # Unbiased from the first update on, as Adam's means are.
-    share = (1.0 - MEMORY) / bias_weight(MEMORY, optax.safe_increment(state.count))
+    """The state with one more batch in `outward`, which is compared with the decay."""
+    slope = -total(jax.tree.map(lambda g, d: jnp.sum(g * d), updates, moved))
+    kept, first = MEMORY**model.every, -(-WARM_UP // model.every)
+    searches = state.count // model.every - first + 1
+    weight = bias_weight(kept, searches)
+    share = (1.0 - kept) / weight
 
     def toward(mean: Array, new: Array) -> Array:
         return (mean + share * (new - mean)).astype(mean.dtype)
 
-    return state._replace(
-        outward=toward(state.outward, slope),
-        outward_square=toward(state.outward_square, jnp.square(slope)),
+    outward = toward(state.outward, slope)
+    square = toward(state.outward_square, jnp.square(slope))
+    held = decay_weight(model, state) * total(
+        jax.tree.map(jnp.multiply, state.prior_precision, squares)
     )
-
-
-def _balance(model: Model, state: EvidenceWeightDecayState, squares: PyTree) -> tuple[Array, Array]:
-    """`outward` over how fast the decay's part of the loss rises, and the standard error."""
-    slopes = jax.tree.map(jnp.multiply, state.prior_precision, squares)
-    held = decay_weight(model, state) * total(slopes)
     held = jnp.where(held > 0, held, jnp.inf)  # nothing has moved yet
-    spread = jnp.maximum(state.outward_square - jnp.square(state.outward), 0.0)
-    error = jnp.sqrt(spread * mean_variance_ratio(MEMORY))
-    return state.outward / held, error / held
+    # The variance of the mean, of which one batch tells nothing: the spread is that about the mean.
+    ratio = mean_variance_ratio(kept) * (2.0 - weight) / weight
+    spread = jnp.maximum(square - jnp.square(outward), 0.0)
+    error = jnp.where(searches > 1, jnp.sqrt(spread * ratio / (1.0 - ratio)), jnp.inf)
+    return state._replace(
+        outward=outward,
+        outward_square=square,
+        balance=(outward / held).astype(state.balance.dtype),
+        balance_error=(error / held).astype(state.balance_error.dtype),
+    )
 
 
 def decay_weight(model: Model, state: EvidenceWeightDecayState) -> ArrayLike:

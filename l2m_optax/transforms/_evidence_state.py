@@ -53,13 +53,13 @@ class EvidenceWeightDecayState(NamedTuple):
         is left of the loss for each parameter that the data determine; 0 before the first search,
         and as long as no loss was passed; `None` with a noise, which has no such scale.
       outward: how fast the loss falls as the weights move away from θ0: the running mean of
-        $-g \cdot (\theta - \theta_0)$ over about 100 updates.
+        $-g \cdot (\theta - \theta_0)$ at the searches of about 100 updates.
       outward_square: the running mean of the squares of these.
       balance: that over how fast the decay's part of the loss rises, at the last search,
         $c\, s^2 \sum \delta \lVert \theta - \theta_0 \rVert^2 / N$. It is 1 at a mode of the
         two. It is larger where the weights are still on their way out, and smaller where δ has
         risen and they are on their way back; 0 before the first search.
-      balance_error: its standard error over batches.
+      balance_error: its standard error over batches; infinite after one search.
       edge: a tree of booleans: whether the last search found no maximum between the bounds.
       log_evidence: of the data under the model, in nats; up to the log-likelihood, which is counted
         as 0, as long as no loss was passed.
