@@ -23,6 +23,7 @@ from l2m_optax.moments._identification.plan import SIZES, Plan
 from l2m_optax.moments._identification.probe import Arrays, Probe, record
 from l2m_optax.moments._identification.recurrence import Recurrence, tolerance
 from l2m_optax.moments._identification.rotated import follows_products, products, rotated
+from l2m_optax.moments._identification.stacks import as_runs, is_square, squares_of
 from l2m_optax.moments._identification.stand_ins import num_entries
 from l2m_optax.moments._identification.trace import Program, is_within, owner_around, trace
 from l2m_optax.moments._identification.verdict import LeafMoment, Moments
@@ -66,7 +67,7 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-1] == shape[-2] > 1
+    return is_square(shape) and shape[-1] > 1
 
 
 def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> Moments | None:
@@ -181,27 +182,31 @@ class _Matcher:
         n = self._probe.states[path]
         if not _is_view(n.shape[2:], g.shape[2:]) or np.any(n < 0):
             return None
-        matrices = {
-            other: q for other, q in held.items() if other != path and _is_matrix(q.shape[2:])
-        }
-        found = rotated(n, g.reshape(g.shape[:2] + n.shape[2:]), matrices, self._allowed)
-        if found is None:
-            return None
-        return self._moment(path, found.recurrence, found.matrices)
+        g = g.reshape(g.shape[:2] + n.shape[2:])
+        others = {other: q for other, q in held.items() if other != path}
+        for axes in range(max(1, n.ndim - 2)):
+            matrices = squares_of(others, n.shape[2 : 2 + axes])
+            if axes and not matrices:
+                continue
+            found = rotated(as_runs(n, axes), as_runs(g, axes), matrices, self._allowed)
+            if found is not None:
+                return self._moment(path, found.recurrence, found.matrices)
+        return None
 
     def _of_products(self, g: np.ndarray, held: Arrays) -> LeafMoment | None:
         """The moment that products along every axis of a leaf, or of a view of it, determine."""
-        for view in _views(g.shape[2:]):
-            pairs = self._followed(g.reshape(g.shape[:2] + view), held)
+        for view, axes in _stacked_views(g.shape[2:]):
+            matrices = squares_of(held, view[:axes])
+            pairs = self._followed(as_runs(g.reshape(g.shape[:2] + view), axes), matrices)
             laws, advances = {law for _, law in pairs}, {self._advance(path) for path, _ in pairs}
-            if len(pairs) == len(view) and len(laws) == len(advances) == 1:
+            if len(pairs) == len(view) - axes and len(laws) == len(advances) == 1:
                 paths = tuple(path for path, _ in pairs)
                 moment = self._moment(paths[0], laws.pop(), paths)
                 return moment and moment._replace(products=True)
         return None
 
     def _followed(self, g: np.ndarray, held: Arrays) -> list[tuple[str, Recurrence]]:
-        """For each axis the first array that follows the products along it, if there is one."""
+        """For each axis the first matrix that follows the products along it, if there is one."""
         found: dict[str, Recurrence] = {}
         for axis in range(g.ndim - 2):
             sides = (g.shape[2 + axis],) * 2
@@ -236,7 +241,10 @@ class _Matcher:
 
     def _advance(self, path: str) -> Advance | None:
         count = self._count(path)
-        counts = None if count is None else self._probe.states[count][1:, 0] - self._counts[count]
+        counts = None
+        if count is not None:
+            held = self._probe.states[count]
+            counts = held.reshape(len(held), -1)[1:, 0] - self._counts[count]
         return advance_of(moved(self._probe.states[path]), counts)
 
     def _count(self, path: str) -> str | None:
@@ -259,6 +267,12 @@ def _views(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         yield (shape[0], *rest)
     for rest in _views(shape[1:]):
         yield (shape[0] * rest[0], *rest[1:])
+
+
+def _stacked_views(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The views of a shape, and how many leading axes of each may be a stack; none, at first."""
+    for axes in range(max(1, len(shape))):
+        yield from ((view, axes) for view in _views(shape) if axes < len(view))
 
 
 def _is_view(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:

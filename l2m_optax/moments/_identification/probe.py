@@ -229,20 +229,32 @@ def _disturbed(
     """The state much later: its counts ahead, and every number that it adapts another one.
 
     Prodigy's step size scales its moment and is constant at first, so no gradient shows it. What is
-    injected stays, for a hyperparameter changes only if it is scheduled or the user changes it.
+    injected stays, for a hyperparameter changes only if it is scheduled or the user changes it. A
+    transformation that is mapped over layers has a stack of each number.
     """
+    grown = {
+        i: _growth(first, second)
+        for i, first, second in zip(run.numbers, states[0], states[1], strict=True)
+    }
+    stacks = {(), *(state[i].shape for i, by in grown.items() if by)}
     # What lies at a scalar parameter's path is its moment, and no number that the optimizer adapts.
-    scalars = tuple(path for path, i in run.leaves.items() if run.shapes[i] == ())
+    scalars = tuple(path for path, i in run.leaves.items() if run.shapes[i] in stacks)
     later = list(state)
-    for i, first, second in zip(run.numbers, states[0], states[1], strict=True):
+    for i in run.numbers:
         leaf, name = state[i], run.names[i]
-        if leaf.ndim or ".hyperparams[" in name:
+        if leaf.shape not in stacks or ".hyperparams[" in name:
             continue
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            later[i] = leaf + _ahead(leaf, int(second - first), jump)
+            later[i] = leaf + _ahead(leaf, grown[i], jump)
         elif not name.endswith(scalars):
             later[i] = 1.5 * leaf
     return later
+
+
+def _growth(first: np.ndarray, second: np.ndarray) -> int:
+    """By how much whole numbers grow in an update; 0 if not all of an array do so alike."""
+    by = np.unique(second - first) if np.issubdtype(first.dtype, np.integer) else []
+    return int(by[0]) if len(by) == 1 else 0
 
 
 def _ahead(count: Any, grown: int, jump: int) -> int:
