@@ -29,7 +29,7 @@ def basis_of_axes(shape: Sequence[int], matrices: Sequence[Array | None]) -> Bas
     """
     axes = len(shape) - len(matrices)
     stack, shape = tuple(shape[:axes]), tuple(shape[axes:])
-    matrices = [m if m is None else restacked(m, stack) for m in matrices]
+    matrices = [None if m is None else restacked(m, stack) for m in matrices]
     if len(shape) == 1:
         return Basis(matrices[0], None)
     splits = range(1, len(shape))
@@ -42,7 +42,8 @@ def basis_of_axes(shape: Sequence[int], matrices: Sequence[Array | None]) -> Bas
 
 def restacked(matrices: Array, stack: Sequence[int]) -> Array:
     """A stack of matrices with other leading axes, for as many members."""
-    return jnp.reshape(matrices, (*stack, *matrices.shape[-2:]))
+    shape = (*stack, *matrices.shape[-2:])
+    return matrices if matrices.shape == shape else jnp.reshape(matrices, shape)
 
 
 def _entries(shape: Sequence[int], matrices: Sequence[Array | None]) -> int:

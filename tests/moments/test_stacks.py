@@ -120,8 +120,6 @@ def test_a_stack_is_read_as_its_matrices_are(name, way):
             close(whole[i, :, i], covariance(separate, [i, leaf]))
             assert not np.any(np.delete(whole[i], i, axis=1))
     x = jax.random.normal(jax.random.key(0), (5, WIDTH))
-    close(
-        l2m.output_variance(scanned, posterior, x), l2m.output_variance(unrolled, separate, x)
-    )
+    close(l2m.output_variance(scanned, posterior, x), l2m.output_variance(unrolled, separate, x))
     evidences = [l2m.tuning.log_evidence(p, 0.0) for p in (posterior, separate)]
     close(*evidences)

@@ -41,6 +41,12 @@ _PLAN = Plan(
 )
 
 
+def holds_matrices(real: Program) -> bool:
+    """Whether a state holds square matrices that have the shape of no leaf."""
+    own = {leaf.shape for leaf in real.gradients.values()}
+    return any(_is_matrix(leaf.shape) and leaf.shape not in own for leaf in real.state.values())
+
+
 def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     """The moments of the leaves, by path; `None` unless all can be read, and some in a basis.
 
@@ -53,8 +59,7 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     Raises:
       TypeError: if only small gradients reach the moments as they are.
     """
-    own = {leaf.shape for leaf in real.gradients.values()}
-    if not any(_is_matrix(leaf.shape) and leaf.shape not in own for leaf in real.state.values()):
+    if not any(_is_matrix(leaf.shape) for leaf in real.state.values()):
         return None
     stands_for = representatives(real, owner_around)
     probed = frozenset(stands_for.values())

@@ -22,9 +22,7 @@ def as_runs(array: np.ndarray, axes: int) -> np.ndarray:
     return array.reshape(array.shape[0], -1, *array.shape[2 + axes :])
 
 
-def squares_of(
-    held: Mapping[str, np.ndarray], stack: tuple[int, ...]
-) -> dict[str, np.ndarray]:
+def squares_of(held: Mapping[str, np.ndarray], stack: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The square matrices of which there is one for each member of a stack, members as runs.
 
     Args:
