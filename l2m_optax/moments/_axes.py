@@ -87,7 +87,7 @@ def moment_of_products(matrices: Sequence[Array], offset: ArrayLike) -> tuple[Ar
     precise = [jnp.asarray(matrix, statistics_dtype(matrix)) for matrix in matrices]
     pairs = [pair for pair in eigen(precise) if pair is not None]
     values = [jnp.maximum(w - leading(offset, w), 0.0) for w, _ in pairs]  # NaN stays
-    total = sum(jnp.sum(w, axis=-1) for w in values) / len(values)
+    total = reduce(jnp.add, [jnp.sum(w, axis=-1) for w in values]) / len(values)
     moment = reduce(_outer, [shares(w) for w in values], total)
     return moment, basis_of_axes(moment.shape, [vectors for _, vectors in pairs])
 

@@ -18,6 +18,8 @@ from l2m_optax.moments._axes import basis_of_axes, moment_of_products, restacked
 from l2m_optax.moments._basis import Basis
 from l2m_optax.moments._identification.verdict import LeafMoment
 
+_REMEDY = "pass the transformation that made the state, as tx"
+
 
 def with_basis(
     moment: LeafMoment,
@@ -36,7 +38,7 @@ def with_basis(
       shape: the shape of the leaf, without the axes of an ensemble.
 
     Raises:
-      TypeError: naming a matrix that does not have the size of its axis.
+      TypeError: naming an array that does not have the shape that it should have.
     """
     if squares is None:
         _check_matrices(moment.matrices, matrices, _of_products(matrices))
@@ -44,7 +46,7 @@ def with_basis(
     else:
         _check_matrices(moment.matrices, matrices, jnp.shape(squares))
         nu, basis = squares, basis_of_axes(jnp.shape(squares), matrices)
-    shape = _with_members(shape, jnp.shape(nu))
+    shape = _with_members(moment.path, shape, jnp.shape(nu))
     return nu if jnp.shape(nu) == shape else jnp.reshape(nu, shape), _of_leaf(basis, shape)
 
 
@@ -68,15 +70,21 @@ def _check_matrices(
         *stack, rows, columns = jnp.shape(matrix)
         if (math.prod(stack), rows, columns) != (math.prod(shape[:axes]), size, size):
             expected = f"shape {(*shape[:axes], size, size)}, for an array of shape {shape}"
-            remedy = "pass the transformation that made the state, as tx"
             got = str(jnp.shape(matrix))
-            raise TypeError(complaint(f"opt_state{path}", expected, got, remedy))
+            raise TypeError(complaint(f"opt_state{path}", expected, got, _REMEDY))
 
 
-def _with_members(shape: tuple[int, ...], held: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a leaf, after the axes of an ensemble if what is held of the leaf has them."""
+def _with_members(path: str, shape: tuple[int, ...], held: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf, after the axes of an ensemble if what is held of the leaf has them.
+
+    Raises:
+      TypeError: if what is held is neither of one leaf nor of an ensemble of it.
+    """
     size = math.prod(shape)
-    axes = next((i for i in range(len(held)) if math.prod(held[i:]) == size), 0)
+    axes = next((i for i in range(len(held) + 1) if math.prod(held[i:]) == size), None)
+    if axes is None:
+        expected, got = f"what is held of a leaf of shape {shape}", f"that of shape {held}"
+        raise TypeError(complaint(f"opt_state{path}", expected, got, _REMEDY))
     return held[:axes] + shape
 
 
