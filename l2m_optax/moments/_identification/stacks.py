@@ -19,7 +19,8 @@ def as_runs(array: np.ndarray, axes: int) -> np.ndarray:
       array: its values after every update.
       axes: how many leading axes of it are a stack.
     """
-    return array.reshape(array.shape[0], -1, *array.shape[2 + axes :])
+    runs = math.prod(array.shape[1 : 2 + axes])
+    return array.reshape(array.shape[0], runs, *array.shape[2 + axes :])
 
 
 def squares_of(held: Mapping[str, np.ndarray], stack: tuple[int, ...]) -> dict[str, np.ndarray]:
