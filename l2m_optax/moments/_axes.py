@@ -2,7 +2,7 @@ r"""A basis, or products of the gradient, with a matrix for each axis: SOAP's st
 
 `Basis` has two sides. The axes are split into two groups of neighbours, those whose matrices take
 the least memory, and the matrices of a group become one, their Kronecker product. Leading axes b
-may number a stack: then each matrix is a stack too, of shape (*b, size, size).
+may number a stack: then each matrix is a stack too, of shape (\*b, size, size).
 """
 
 from __future__ import annotations

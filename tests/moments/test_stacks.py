@@ -50,11 +50,7 @@ def trained(tx, grads, params):
 
 def vmapped(tx):
     """A transformation whose whole state is a stack, its counts too."""
-
-    def update(g, state, params):
-        return jax.vmap(tx.update)(g, state, params)
-
-    return optax.GradientTransformation(jax.vmap(tx.init), update)
+    return optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
 
 
 def mapped_inside(make, **options):
@@ -392,6 +388,14 @@ def test_stacks_that_no_bases_explain_are_refused(name):
     )
     with pytest.raises(TypeError, match=told):
         l2m.identify(UNREADABLE[name], WEIGHTS)
+
+
+@pytest.mark.parametrize("held", [(8, 3), (2, 4, 3)])
+def test_blocks_of_one_matrix_are_refused(held):
+    """They have a basis each, but do not lie along an axis of the leaf."""
+    tx = reshaped(soap(1e-3, every=100, stacked=1), (2, 4, 3), held)
+    with pytest.raises(TypeError, match="none in a basis of the matrices"):
+        l2m.identify(tx, {"w": jnp.ones((8, 3))})
 
 
 @pytest.mark.parametrize("make", [soap, shampoo])
