@@ -68,7 +68,10 @@ OPTIMIZERS = {
     "SOAP whose squares wait": (soap, {"every": 4, "waits": True}),
     "SOAP with one long side": (soap, {"every": 3, "max_side": WIDTH}),
     "Shampoo": (shampoo, {}),
-    "Shampoo that forgets, every third step": (shampoo, {"decay": 0.9, "statistics_every": 3}),
+    "Shampoo that forgets, every third step": (
+        shampoo,
+        {"decay": 0.9, "statistics_every": 3, "epsilon": 0.3},
+    ),
 }
 TOLD = {"num_data": 100, "batch_size": 4, "prior_precision": 2.0}
 
