@@ -67,7 +67,7 @@ def _together(shape: Sequence[int], matrices: Sequence[Array | None]) -> Array |
 def _kron(a: Array, b: Array) -> Array:
     """The Kronecker products of stacks of matrices."""
     size = a.shape[-1] * b.shape[-1]
-    product = jnp.einsum("...ij,...kl->...ikjl", a, b)
+    product = a[..., :, None, :, None] * b[..., None, :, None, :]
     return jnp.reshape(product, (*product.shape[:-4], size, size))
 
 
@@ -95,4 +95,4 @@ def moment_of_products(matrices: Sequence[Array], offset: ArrayLike) -> tuple[Ar
 def _outer(a: Array, b: Array) -> Array:
     """The outer products of stacks of arrays and vectors."""
     stacked = b.ndim - 1
-    return a[..., None] * jnp.expand_dims(b, range(stacked, a.ndim))
+    return a[..., None] * jnp.expand_dims(b, tuple(range(stacked, a.ndim)))

@@ -120,6 +120,7 @@ def test_a_stack_is_read_as_its_matrices_are(name, way):
             assert not np.any(np.delete(whole[i], i, axis=1))
     x = jax.random.normal(jax.random.key(0), (5, WIDTH))
     close(l2m.output_variance(scanned, posterior, x), l2m.output_variance(unrolled, separate, x))
+    assert f"updates seen: {int(apart.count)};" in str(l2m.diagnose(posterior))
     evidences = [l2m.tuning.log_evidence(p, 0.0) for p in (posterior, separate)]
     close(*evidences)
 
