@@ -54,11 +54,14 @@ def _entries(shape: Sequence[int], matrices: Sequence[Array | None]) -> int:
 
 def _together(shape: Sequence[int], matrices: Sequence[Array | None]) -> Array | None:
     """The Kronecker product of the matrices of neighbouring axes."""
-    if all(matrix is None for matrix in matrices):
+    held = [matrix for matrix in matrices if matrix is not None]
+    if not held:
         return None
-    dtype = statistics_dtype(*(matrix for matrix in matrices if matrix is not None))
+    dtype, stack = statistics_dtype(*held), held[0].shape[:-2]
     sides = [
-        jnp.eye(size, dtype=dtype) if matrix is None else jnp.asarray(matrix, dtype)
+        jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*stack, size, size))
+        if matrix is None
+        else jnp.asarray(matrix, dtype)
         for size, matrix in zip(shape, matrices, strict=True)
     ]
     return reduce(_kron, sides)

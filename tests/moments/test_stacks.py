@@ -154,6 +154,7 @@ LEAVES = {
     "long sides": ((3, 300, 40), 1, [None, (3, 40, 40)]),
     "many layers": ((300, 5, 3), 1, [(300, 5, 5), (300, 3, 3)]),
     "convolutions": ((3, 2, 2, 4, 3), 1, [(3, 4, 4), (3, 12, 12)]),
+    "convolutions with a long axis": ((2, 2, 110, 3), 1, [(2, 220, 220), (2, 3, 3)]),
     "a square matrix alone": ((4, 4), 0, [(4, 4), (4, 4)]),
 }
 
@@ -344,22 +345,29 @@ WEIGHTS = {"w": STACK["up"]}
 
 
 def in_bases(show, scale=(1.0, 1.0, 1.0), is_due=lambda count: True):
-    """Means of squares of each layer in bases that stay; the state shows `show` of them."""
+    """Means of squares of each layer in bases that stay; the state shows `show` of them.
 
-    def bases(w):
-        layers, rows, columns = w.shape
+    All leaves have one shape, and the same bases.
+    """
+
+    def bases(tree):
+        layers, rows, columns = jax.tree.leaves(tree)[0].shape
         return orthogonal(0, (layers, rows)), orthogonal(1, (layers, columns))
 
     def init(params):
-        w = params["w"]
-        return {"count": jnp.zeros((), jnp.int32), "nu": {"w": 0 * w}, "q": show(*bases(w))}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"count": jnp.zeros((), jnp.int32), "nu": zeros, "q": show(*bases(params))}
 
     def update(g, state, params=None):
-        left, right = bases(g["w"])
-        x = jnp.square(jnp.swapaxes(left, -1, -2) @ g["w"] @ right)
-        follows = 0.9 * state["nu"]["w"] + 0.1 * jnp.array(scale)[:, None, None] * x
-        nu = jnp.where(is_due(state["count"]), follows, state["nu"]["w"])
-        return g, {**state, "count": state["count"] + 1, "nu": {"w": nu}}
+        left, right = bases(g)
+
+        def follow(n, g):
+            x = jnp.square(jnp.swapaxes(left, -1, -2) @ g @ right)
+            follows = 0.9 * n + 0.1 * jnp.array(scale)[:, None, None] * x
+            return jnp.where(is_due(state["count"]), follows, n)
+
+        nu = jax.tree.map(follow, state["nu"], g)
+        return g, {**state, "count": state["count"] + 1, "nu": nu}
 
     return optax.GradientTransformation(init, update)
 
@@ -371,6 +379,16 @@ def both(left, right):
 def test_bases_that_are_shown_are_found():
     """The others that are refused differ from this in one thing."""
     assert l2m.identify(in_bases(both), WEIGHTS).leaves[0].matrices == ("['q'][0]", "['q'][1]")
+
+
+def test_leaves_may_share_their_bases():
+    params = {"one": STACK["up"], "two": STACK["up"]}
+    tx, grads = in_bases(both), gradients(6, params)
+    state = trained(tx, grads, params)
+    moment = l2m.second_moment(state, params, tx=tx)
+    for leaf in params:
+        np.testing.assert_array_equal(moment.nu[leaf], state["nu"][leaf])
+        np.testing.assert_array_equal(moment.basis[leaf].left, state["q"][0])
 
 
 UNREADABLE = {
