@@ -76,8 +76,10 @@ OPTIMIZERS = {
 TOLD = {"num_data": 100, "batch_size": 4, "prior_precision": 2.0}
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5 * np.max(np.abs(expected)))
+def close(found, expected, rtol=2e-5):
+    """Equal up to rounding in float32; on one CPU most bits are the same."""
+    atol = 0.2 * rtol * np.max(np.abs(expected))
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
 
 
 def covariance(posterior, path):
@@ -136,7 +138,7 @@ def assert_is_mean_in_its_basis(moment, grads, decay=0.95):
         q = dense_basis(moment.basis[leaf], mean.shape)
         rotated = np.stack([np.ravel(np.asarray(g[leaf], np.float64)) for g in grads[1:]]) @ q
         expected = np.average(np.square(rotated), axis=0, weights=weights)
-        close(np.ravel(mean), expected)
+        close(np.ravel(mean), expected, rtol=2e-4)
 
 
 def sides(moment):
