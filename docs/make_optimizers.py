@@ -34,7 +34,8 @@ OTHERS = """
 They are found by what they do, too. `identify` looks for orthogonal matrices in which an array of
 the state follows the squares of the gradients, and for means and sums of products of the gradient
 with itself. The moment that is read then has a basis (`moments.Basis`), and the posterior has
-correlations. Axes that have a matrix are cut for that, so that long ones cost no more.
+correlations. Axes that have a matrix are cut for that, so that long ones cost no more. A leaf may
+be a stack of matrices, see below.
 
 | optimizer | verdict | what its state holds |
 |---|---|---|
@@ -57,6 +58,22 @@ right in any case.
 Most output variances come out too small: where directions were mixed, their moments are too equal.
 `l2m.track_second_moment(0.999, structure="kronecker")` has no such error. It keeps products, and
 takes their basis at the end.
+
+**Stacks.** `jax.lax.scan` over layers and `nn.scan` have L matrices in one leaf of shape (L, m, n).
+An optimizer that treats each matrix by itself keeps squares of that shape, and bases of shapes
+(L, m, m) and (L, n, n). The moment that is read is that of the L matrices, each in its own basis.
+There may be several leading axes, as for layers of experts. If the whole optimizer is mapped, its
+counts are stacks too. Then pass the mapped one:
+
+    tx = optax.GradientTransformation(jax.vmap(soap.init), jax.vmap(soap.update))
+
+The bases show what the axes of a leaf are. An optimizer may also fold the same leaf into one matrix
+of shape (L·m, n), or keep three bases, one for each axis. Both are read. Three bases become two,
+because the Kronecker product of two bases is one: (L, L) and (m·n, m·n), or (L·m, L·m) and (n, n),
+whichever takes less memory. These are refused: a stack of bases for one side and a single basis for
+the other, layers that are updated at different steps, and blocks of a matrix with a basis each.
+`l2m.track_second_moment(0.999, structure=l2m.transforms.Stacked("kronecker"))` in front has a basis
+for each matrix of a stack beside any optimizer.
 
 **Shampoo's sums** never forget where it has no decay: they hold the large gradients of the first
 steps too, as adagrad's do. With a decay, Shampoo is read like a tracked Kronecker structure. A leaf

@@ -4,6 +4,7 @@ They are written from the published algorithms, and in the order of the authors'
 looks at the first gradient and does nothing, and turns its basis after it has used it.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ def soap(
     waits=False,
     sort=True,
     dtype=None,
+    stacked=0,
 ):
     """Vyas et al., SOAP: improving and stabilizing Shampoo using Adam (2024), algorithm 3.
 
@@ -43,18 +45,22 @@ def soap(
       waits: whether the squares too are advanced only when the basis is turned.
       dtype: that of the matrices, by default the parameters'.
       sort: whether the columns of the basis are ordered by their eigenvalues when it is turned.
+      stacked: how many leading axes number matrices, each with a basis of its own, as layers that
+        `jax.lax.scan` goes through; one number, or a tree like the parameters.
     """
 
     def init(params):
-        def matrices(p):
-            kept = [p.ndim > 1 and size <= max_side for size in p.shape]
+        def matrices(p, axes):
+            stack, shape = p.shape[:axes], p.shape[axes:]
+            kept = [len(shape) > 1 and size <= max_side for size in shape]
             return tuple(
-                jnp.zeros((size, size), dtype or p.dtype) if keeps else None
-                for size, keeps in zip(p.shape, kept, strict=True)
+                jnp.zeros((*stack, size, size), dtype or p.dtype) if keeps else None
+                for size, keeps in zip(shape, kept, strict=True)
             )
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        pairs = jax.tree.map(matrices, params)
+        axes = jax.tree.map(lambda _: stacked, params) if isinstance(stacked, int) else stacked
+        pairs = jax.tree.map(matrices, params, axes)
         return SoapState(jnp.zeros((), jnp.int32), zeros, zeros, pairs, pairs)
 
     def first(g, state):
@@ -81,7 +87,9 @@ def soap(
                 treedef.flatten_up_to(state.Q),
                 strict=True,
             )
-            found = [_turn(*one, sort) for one in pairs]
+            found = [
+                _mapped(partial(_turn, sort), x.ndim - len(q))(x, *rest, q) for x, *rest, q in pairs
+            ]
             return [treedef.unflatten(part) for part in zip(*found, strict=True)]
 
         def keep():
@@ -101,11 +109,20 @@ def soap(
 
 
 def _by_leaf(function, *arguments):
-    """A function of leaves and of the tuple of matrices that goes with each, the last argument."""
+    """A function of leaves and of the tuple of matrices that goes with each, the last argument.
+
+    A leaf with more axes than matrices is a stack.
+    """
     *numbers, tree, matrices = arguments
     leaves, treedef = jax.tree.flatten(tree)
-    held = treedef.flatten_up_to(matrices)
-    return treedef.unflatten([function(*numbers, *pair) for pair in zip(leaves, held, strict=True)])
+    pairs = zip(leaves, treedef.flatten_up_to(matrices), strict=True)
+    function = partial(function, *numbers)
+    return treedef.unflatten([_mapped(function, x.ndim - len(held))(x, held) for x, held in pairs])
+
+
+def _mapped(function, axes):
+    """A function of one matrix, as one of a stack with some leading axes."""
+    return function if axes == 0 else jax.vmap(_mapped(function, axes - 1))
 
 
 def _sides(function, matrices):
@@ -142,7 +159,7 @@ def _eigenvectors(matrix):
     )
 
 
-def _turn(squares, mean, factors, matrices, sort):
+def _turn(sort, squares, mean, factors, matrices):
     """One step of orthogonal iteration, algorithm 4; the squares go with their columns."""
     turned = []
     for axis, (factor, q) in enumerate(zip(factors, matrices, strict=True)):
@@ -164,12 +181,17 @@ class ShampooState(NamedTuple):
     preconditioners: Any
 
 
-def shampoo(learning_rate, *, decay=1.0, epsilon=1e-4, every=1, statistics_every=1):
-    """Gupta et al., Shampoo (2018), algorithm 2: sums of products, or means where they decay."""
+def shampoo(learning_rate, *, decay=1.0, epsilon=1e-4, every=1, statistics_every=1, stacked=0):
+    """Gupta et al., Shampoo (2018), algorithm 2: sums of products, or means where they decay.
+
+    The number of leading axes that number matrices is `stacked`.
+    """
 
     def init(params):
         def initial(p):
-            return tuple(epsilon * jnp.eye(size, dtype=p.dtype) for size in p.shape)
+            stack, shape = p.shape[:stacked], p.shape[stacked:]
+            ones = jnp.ones((*stack, 1, 1), p.dtype)
+            return tuple(epsilon * ones * jnp.eye(size, dtype=p.dtype) for size in shape)
 
         factors = jax.tree.map(initial, params)
         roots = _by_leaf(lambda p, held: _sides(lambda m: jnp.eye(len(m)), held), params, factors)
@@ -182,6 +204,9 @@ def shampoo(learning_rate, *, decay=1.0, epsilon=1e-4, every=1, statistics_every
         def follow(x, held):
             return tuple(decay * m + share * _products(x, i) for i, m in enumerate(held))
 
+        def root(x, held):
+            return _sides(lambda m: _root(m, x.ndim), held)
+
         factors = jax.lax.cond(
             state.count % statistics_every == 0,
             lambda: _by_leaf(follow, g, state.statistics),
@@ -189,7 +214,7 @@ def shampoo(learning_rate, *, decay=1.0, epsilon=1e-4, every=1, statistics_every
         )
         roots = jax.lax.cond(
             state.count % every == 0,
-            lambda: _by_leaf(lambda x, held: _sides(lambda m: _root(m, x.ndim), held), g, factors),
+            lambda: _by_leaf(root, g, factors),
             lambda: state.preconditioners,
         )
         steps = _by_leaf(_rotate, g, roots)

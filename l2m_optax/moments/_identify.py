@@ -45,8 +45,9 @@ def identify(tx: Any, params: PyTree) -> Identification:
     of extrapolated gradients are found the same way. If the state keeps matrices, such a law is
     also looked for in their bases, $n_t = d\, n_{t-1} + c\,(Q^\top g_t)^2$ with an orthogonal Q for
     each axis of the leaf (SOAP), and for products, $M_t = d\, M_{t-1} + c\, G_t G_t^\top$ for each
-    axis (Shampoo); such arrays may move only at every k-th count. A running maximum, a momentum or
-    a moment of clipped, normalised or decayed gradients fits none of them.
+    axis (Shampoo); such arrays may move only at every k-th count. Leading axes of the leaf may
+    number a stack of matrices, each with a Q or M of its own. A running maximum, a momentum or a
+    moment of clipped, normalised or decayed gradients fits none of them.
 
     Args:
       tx: any optax transformation, or `optax.MultiSteps`.

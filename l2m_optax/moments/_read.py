@@ -14,7 +14,6 @@ import numpy as np
 from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.trees import statistics_dtype, words
 from l2m_optax._support.types import Array, ArrayLike, PyTree
-from l2m_optax.moments._axes import basis_of_axes, moment_of_products
 from l2m_optax.moments._basis import Basis
 from l2m_optax.moments._factored import rows_and_columns
 from l2m_optax.moments._identification.verdict import Identification, LeafMoment
@@ -25,6 +24,7 @@ from l2m_optax.moments._moment import (
     check_updated,
     updated_weight,
 )
+from l2m_optax.moments._read_basis import with_basis
 
 _ENTRY = re.compile(
     r"""\.(?P<field>\w+) | \[(?P<key> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\]]* )\]""",
@@ -212,17 +212,12 @@ def _with_basis(
     scale: _Scale | None,
 ) -> tuple[Any, Basis | None]:
     """The array of one leaf, and the basis of its squares if it has one."""
-    moment, shape = found.leaves[index], found.shapes[index]
+    moment = found.leaves[index]
     if moment is None or scale is None or not moment.matrices:
         return _array(index, found, arrays), None
     matrices = [None if path is None else _held(path, arrays) for path in moment.matrices]
-    if moment.products:
-        held = [matrix for matrix in matrices if matrix is not None]
-        nu, basis = moment_of_products(held, scale.offset)
-    else:
-        nu = _held(moment.path, arrays)
-        basis = basis_of_axes(jnp.shape(nu), matrices)
-    return nu if jnp.shape(nu) == shape else jnp.reshape(nu, shape), basis
+    squares = None if moment.products else _held(moment.path, arrays)
+    return with_basis(moment, squares, matrices, scale.offset, found.shapes[index])
 
 
 def _array(index: int, found: Identification, arrays: dict[tuple[str, ...], Any]) -> Any:

@@ -52,9 +52,9 @@ def second_moment(
     With ``tx=``, what the state holds is found by running the transformation (`identify`), at any
     depth of any wrapper: means, sums (adagrad), means about the mean (adabelief, acprop), rows and
     columns (adafactor); squares in a basis that the state holds (SOAP), and products of gradients
-    (Shampoo), which give a moment with a basis; leaves that have none (muon's matrices, masked and
-    frozen parts) are `None` and become fixed. Anything else is refused, for example a mean of
-    gradients that were clipped or decayed before they were squared.
+    (Shampoo), which give a moment with a basis, also of stacks of matrices; leaves that have none
+    (muon's matrices, masked and frozen parts) are `None` and become fixed. Anything else is
+    refused, for example a mean of gradients that were clipped or decayed before they were squared.
 
     Without it a table of state types serves: those of adam, adamw, nadam, nadamw, radam, lamb,
     amsgrad and rmsprop (plain, centered, with bias correction), at any depth of `optax.chain`,

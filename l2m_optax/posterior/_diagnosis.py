@@ -92,8 +92,8 @@ def diagnose(
     return Diagnosis(
         {path: _leaf(s) for path, s in sums.items()},
         _leaf(together),
-        _float(moment.count),
-        _float(None if moment.decay is None else _window(moment.decay)),
+        _float(None if moment.count is None else jnp.min(jnp.asarray(moment.count))),
+        _float(None if moment.decay is None else jnp.max(jnp.asarray(_window(moment.decay)))),
         _float(posterior.num_data),
         *training_of(training),
     )

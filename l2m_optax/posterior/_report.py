@@ -49,7 +49,8 @@ class Diagnosis(NamedTuple):
     Attributes:
       leaves: a `Leaf` by path.
       total: a `Leaf` of all entries together.
-      updates: number of updates that the mean has seen; NaN where unknown.
+      updates: number of updates that the mean has seen, the fewest of any layer if layers count
+        for themselves; NaN where unknown.
       window: number of updates it would average if it had seen more, (1+decay)/(1-decay); NaN
         where unknown.
       num_data: number of training examples; NaN where unknown.

@@ -13,6 +13,7 @@ from l2m_optax._support.types import PyTree
 from l2m_optax.moments._identification.assign import assign
 from l2m_optax.moments._identification.attempt import TRACK, attempt
 from l2m_optax.moments._identification.clipping import clipping_effect
+from l2m_optax.moments._identification.in_bases import holds_matrices
 from l2m_optax.moments._identification.plan import SCALES
 from l2m_optax.moments._identification.probe import (
     MOST_MICRO_STEPS,
@@ -55,7 +56,9 @@ def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoRetu
         got = "one of gradients to which weight decay, or something else of the weights, was added"
         remedy = f"put the decay behind the moment, or {TRACK}"
     else:
-        got = _other(probe) or f"{reason}, in {_names(program) or 'an empty state'}"
+        got = _other(probe) or f"{reason}, in {_names(program) or _size(program)}"
+        if holds_matrices(program):
+            got += ", and none in a basis of the matrices that are kept"
     expected = "a running mean of the squares of the gradients it is given"
     raise TypeError(complaint("tx", expected, got, remedy))
 
@@ -110,6 +113,11 @@ def _names(program: Program) -> str:
         lambda p: program.init(p), program.treedef.unflatten(program.params.values())
     )
     return ", ".join(sorted({type(node).__name__ for node in _nodes(state)}))
+
+
+def _size(program: Program) -> str:
+    """What is said of a state without names."""
+    return f"a state of {len(program.state)} arrays" if program.state else "an empty state"
 
 
 def _nodes(state: PyTree) -> Iterator[Any]:

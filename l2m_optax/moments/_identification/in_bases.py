@@ -15,17 +15,15 @@ import jax
 import numpy as np
 
 from l2m_optax._support.types import PyTree
-from l2m_optax.moments._identification.advance import Advance, advance_of, moved
 from l2m_optax.moments._identification.alike import of_all, representatives, scope_of
 from l2m_optax.moments._identification.attempt import reject
-from l2m_optax.moments._identification.neighbours import Neighbours
+from l2m_optax.moments._identification.match_matrices import assigned
 from l2m_optax.moments._identification.plan import SIZES, Plan
-from l2m_optax.moments._identification.probe import Arrays, Probe, record
-from l2m_optax.moments._identification.recurrence import Recurrence, tolerance
-from l2m_optax.moments._identification.rotated import follows_products, products, rotated
+from l2m_optax.moments._identification.probe import Probe, record
+from l2m_optax.moments._identification.stacks import is_square
 from l2m_optax.moments._identification.stand_ins import num_entries
-from l2m_optax.moments._identification.trace import Program, is_within, owner_around, trace
-from l2m_optax.moments._identification.verdict import LeafMoment, Moments
+from l2m_optax.moments._identification.trace import Program, owner_around, trace
+from l2m_optax.moments._identification.verdict import Moments
 
 _LENGTHS = (4, 6)
 _MOST_ENTRIES = 2**20
@@ -40,6 +38,12 @@ _PLAN = Plan(
 )
 
 
+def holds_matrices(real: Program) -> bool:
+    """Whether a state holds square matrices that have the shape of no leaf."""
+    own = {leaf.shape for leaf in real.gradients.values()}
+    return any(_is_matrix(leaf.shape) and leaf.shape not in own for leaf in real.state.values())
+
+
 def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     """The moments of the leaves, by path; `None` unless all can be read, and some in a basis.
 
@@ -52,8 +56,7 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
     Raises:
       TypeError: if only small gradients reach the moments as they are.
     """
-    own = {leaf.shape for leaf in real.gradients.values()}
-    if not any(_is_matrix(leaf.shape) and leaf.shape not in own for leaf in real.state.values()):
+    if not any(_is_matrix(leaf.shape) for leaf in real.state.values()):
         return None
     stands_for = representatives(real, owner_around)
     probed = frozenset(stands_for.values())
@@ -66,7 +69,7 @@ def moments_in_bases(tx: Any, real: Program) -> Moments | None:
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-1] == shape[-2] > 1
+    return is_square(shape) and shape[-1] > 1
 
 
 def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> Moments | None:
@@ -80,8 +83,8 @@ def _moments(tx: Any, real: Program, shapes: PyTree, leaves: frozenset[str]) -> 
     if program.state.keys() != real.state.keys() or _steps(program) != _steps(real):
         return None
     probe = record(program, scope_of(program, leaves, owner_around), plan=_PLAN)
-    found = _assigned(probe)
-    if found is None and _is_in_bases(_assigned(_smallest(probe))):
+    found = assigned(probe)
+    if found is None and _is_in_bases(assigned(_smallest(probe))):
         reject("one of gradients that are clipped when they are large")
     return found
 
@@ -143,127 +146,3 @@ def _names(jaxpr: Any) -> Iterator[str]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from _names(inner)
-
-
-def _assigned(probe: Probe) -> Moments | None:
-    matcher = _Matcher(probe)
-    found: Moments = {}
-    for leaf, g in probe.means.items():
-        held = {path: n for path, n in probe.states.items() if is_within(path, leaf)}
-        moments = matcher.moments(g, held or probe.states)
-        if len(moments) > 1 or (held and not moments):
-            return None
-        found[leaf] = moments[0] if moments else None
-    return found
-
-
-class _Matcher:
-    """Compares arrays of one probe with the gradients of a leaf."""
-
-    def __init__(self, probe: Probe) -> None:
-        self._probe = probe
-        self._counts = Neighbours(probe).counts
-        floats = [n for n in probe.states.values() if n.dtype.kind == "f" and n.ndim > 2]
-        self._allowed = tolerance(any(n.dtype != np.float64 for n in floats))
-
-    def moments(self, g: np.ndarray, held: Arrays) -> list[LeafMoment]:
-        """The second moments among some arrays: of those of products only if there are no others.
-
-        An array in its own basis says more than the products that gave the basis.
-        """
-        held = {path: n for path, n in held.items() if n.dtype.kind == "f" and n.ndim > 1}
-        found = [m for path in held if (m := self._in_basis(path, g, held)) is not None]
-        turned = [m for m in found if any(m.matrices)]
-        of_products = self._of_products(g, held)
-        return turned or ([of_products] if of_products is not None else found)
-
-    def _in_basis(self, path: str, g: np.ndarray, held: Arrays) -> LeafMoment | None:
-        n = self._probe.states[path]
-        if not _is_view(n.shape[2:], g.shape[2:]) or np.any(n < 0):
-            return None
-        matrices = {
-            other: q for other, q in held.items() if other != path and _is_matrix(q.shape[2:])
-        }
-        found = rotated(n, g.reshape(g.shape[:2] + n.shape[2:]), matrices, self._allowed)
-        if found is None:
-            return None
-        return self._moment(path, found.recurrence, found.matrices)
-
-    def _of_products(self, g: np.ndarray, held: Arrays) -> LeafMoment | None:
-        """The moment that products along every axis of a leaf, or of a view of it, determine."""
-        for view in _views(g.shape[2:]):
-            pairs = self._followed(g.reshape(g.shape[:2] + view), held)
-            laws, advances = {law for _, law in pairs}, {self._advance(path) for path, _ in pairs}
-            if len(pairs) == len(view) and len(laws) == len(advances) == 1:
-                paths = tuple(path for path, _ in pairs)
-                moment = self._moment(paths[0], laws.pop(), paths)
-                return moment and moment._replace(products=True)
-        return None
-
-    def _followed(self, g: np.ndarray, held: Arrays) -> list[tuple[str, Recurrence]]:
-        """For each axis the first array that follows the products along it, if there is one."""
-        found: dict[str, Recurrence] = {}
-        for axis in range(g.ndim - 2):
-            sides = (g.shape[2 + axis],) * 2
-            of_size = {p: m for p, m in held.items() if m.shape[2:] == sides and p not in found}
-            along = products(g, axis) if of_size else g
-            for path, m in of_size.items():
-                law = follows_products(m, along, self._allowed)
-                if law is not None:
-                    found[path] = law
-                    break
-        return list(found.items())
-
-    def _moment(
-        self, path: str, law: Recurrence, matrices: tuple[str | None, ...]
-    ) -> LeafMoment | None:
-        advance, count = self._advance(path), self._count(path)
-        if advance is None:
-            return None
-        return LeafMoment(
-            path,
-            law.kind,
-            law.decay,
-            law.initial,
-            law.rescaling,
-            micro_steps=self._probe.micro_steps,
-            count=count,
-            first_count=0 if count is None else self._counts[count],
-            first=advance.first,
-            every=advance.every,
-            matrices=matrices if any(matrices) else (),
-        )
-
-    def _advance(self, path: str) -> Advance | None:
-        count = self._count(path)
-        counts = None if count is None else self._probe.states[count][1:, 0] - self._counts[count]
-        return advance_of(moved(self._probe.states[path]), counts)
-
-    def _count(self, path: str) -> str | None:
-        """The count that is held nearest to an array."""
-        around = [name for name in self._counts if path.startswith(_parent(name))]
-        return max(around, key=lambda name: len(_parent(name)), default=None)
-
-
-def _parent(path: str) -> str:
-    """The path without its last key."""
-    return path[: max(path.rfind("."), path.rfind("["), 0)]
-
-
-def _views(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """A shape, and those in which neighbouring axes of it are one, each axis apart first."""
-    if len(shape) < 2:
-        yield from [shape] * len(shape)
-        return
-    for rest in _views(shape[1:]):
-        yield (shape[0], *rest)
-    for rest in _views(shape[1:]):
-        yield (shape[0] * rest[0], *rest[1:])
-
-
-def _is_view(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
-    """Whether the axes of an array are those of a leaf, or groups of neighbours of them."""
-    if len(shape) > len(leaf) + 1:  # what is out of sight has more
-        return False
-    ends, own = (set(np.cumprod((1, *of)).tolist()) for of in (leaf, shape))
-    return own <= ends and max(own) == max(ends)

@@ -39,8 +39,8 @@ class Neighbours:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """The numbers that count updates, with their first values."""
-        return {p: int(n[0, 0]) for p, n in self._probe.states.items() if _counts(n)}
+        """The numbers that count updates, with their first values; a stack has one a member."""
+        return {p: int(n.flat[0]) for p, n in self._probe.states.items() if _counts(n)}
 
     @cached_property
     def hyperparameters(self) -> dict[str, float]:
@@ -109,6 +109,6 @@ def _is_near(value: Any, decay: float | None) -> bool:
 
 
 def _counts(n: np.ndarray) -> bool:
-    """Whether a number goes up by 1 with every update, until the probe makes it jump."""
-    whole = n.ndim == 2 and np.issubdtype(n.dtype, np.integer)
+    """Whether numbers go up by 1 with every update, until the probe makes them jump."""
+    whole = np.issubdtype(n.dtype, np.integer) and n.size and np.all(n[0] == n.flat[0])
     return bool(whole and np.all(np.diff(n[: UNDISTURBED + 1], axis=0) == 1))

@@ -17,6 +17,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax.moments._identification.disturb import disturbed
 from l2m_optax.moments._identification.places import sampled, thinned
 from l2m_optax.moments._identification.plan import Plan
 from l2m_optax.moments._identification.trace import Program
@@ -132,6 +133,12 @@ class _Runner(NamedTuple):
         split = self.split(flat)
         return [self.keep(split[i]) for i in self.leaves.values()]
 
+    def much_later(self, state: list[Any], states: list[list[np.ndarray]], jump: int) -> list[Any]:
+        """The state with its counts ahead; see `disturbed`."""
+        gradients = {path: self.shapes[i] for path, i in self.leaves.items()}
+        numbers = {self.names[i]: i for i in self.numbers}
+        return disturbed(state, numbers, states[:2], gradients, jump)
+
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
         """The gradients of all leaves, out of one vector."""
         ends = [0, *accumulate(math.prod(shape) for shape in self.shapes)]
@@ -188,7 +195,7 @@ def _one_run(run: _Runner, number: int, micro_steps: int, plan: Plan) -> _Run:
     state, record = run.state, _Run([run.snapshot(run.state)], [], [], set())
     for update, size in enumerate(plan.sizes):
         if update in plan.jumps:
-            state = _disturbed(run, state, record.states, plan.jumps[update])
+            state = run.much_later(state, record.states, plan.jumps[update])
         started = run.snapshot(state) if micro_steps > 1 else []
         total: Any = 0.0
         for micro in range(micro_steps):
@@ -221,35 +228,6 @@ def _gradients(run: _Runner, number: int, update: int, micro: int) -> np.ndarray
     if micro % 2:
         signs = rng.choice([-1.0, 1.0], total) / 16.0
     return rng.uniform(0.25, 2.0, total) * signs
-
-
-def _disturbed(
-    run: _Runner, state: list[Any], states: list[list[np.ndarray]], jump: int
-) -> list[Any]:
-    """The state much later: its counts ahead, and every number that it adapts another one.
-
-    Prodigy's step size scales its moment and is constant at first, so no gradient shows it. What is
-    injected stays, for a hyperparameter changes only if it is scheduled or the user changes it.
-    """
-    # What lies at a scalar parameter's path is its moment, and no number that the optimizer adapts.
-    scalars = tuple(path for path, i in run.leaves.items() if run.shapes[i] == ())
-    later = list(state)
-    for i, first, second in zip(run.numbers, states[0], states[1], strict=True):
-        leaf, name = state[i], run.names[i]
-        if leaf.ndim or ".hyperparams[" in name:
-            continue
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            later[i] = leaf + _ahead(leaf, int(second - first), jump)
-        elif not name.endswith(scalars):
-            later[i] = 1.5 * leaf
-    return later
-
-
-def _ahead(count: Any, grown: int, jump: int) -> int:
-    """By how much a number that grows by `grown` each update goes ahead, within its type."""
-    if grown < 1:
-        return 0
-    return min(jump, int(np.iinfo(count.dtype).max) // 2) // grown * grown
 
 
 def _micro_steps(run: _Runner) -> int | None:

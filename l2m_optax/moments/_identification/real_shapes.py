@@ -15,7 +15,7 @@ from l2m_optax.moments._identification.alike import of_all, representatives, sco
 from l2m_optax.moments._identification.attempt import attempt, reject
 from l2m_optax.moments._identification.examine import examine
 from l2m_optax.moments._identification.expressions import Expressions, Outputs, different, placed
-from l2m_optax.moments._identification.in_bases import moments_in_bases
+from l2m_optax.moments._identification.in_bases import holds_matrices, moments_in_bases
 from l2m_optax.moments._identification.probe import enable_x64
 from l2m_optax.moments._identification.stand_ins import MOST_ENTRIES, cut, num_entries, small_leaves
 from l2m_optax.moments._identification.trace import Program, trace
@@ -42,8 +42,18 @@ def moments_of(tx: Any, params: PyTree) -> Moments:
 
 
 def _moments(tx: Any, params: PyTree, real: Program) -> Moments:
-    in_bases = moments_in_bases(tx, real)
-    return _entrywise(tx, params, real) if in_bases is None else in_bases
+    """The moments in bases, or those of every entry: first whichever the state looks like."""
+    is_likely = holds_matrices(real)
+    found = moments_in_bases(tx, real) if is_likely else None
+    if found is not None:
+        return found
+    try:
+        return _entrywise(tx, params, real)
+    except TypeError:  # square leaves have matrices of their own shape, as Adam's moments are
+        found = None if is_likely else moments_in_bases(tx, real)
+        if found is None:
+            raise
+        return found
 
 
 def _entrywise(tx: Any, params: PyTree, real: Program) -> Moments:

@@ -106,7 +106,9 @@ def owner_around(path: str, leaves: Collection[str]) -> str | None:
 
 
 def renamed(path: str, leaf: str, other: str) -> str:
-    """The path of an array of one leaf, as that of another one's."""
+    """The path of an array of one leaf, as that of another one's; others keep theirs."""
+    if leaf not in path:
+        return path
     before, _, after = path.rpartition(leaf) if leaf else (path, "", "")
     return before + other + after
 

@@ -18,7 +18,8 @@ class LeafMoment(NamedTuple):
       rescaling: what precedes the moment multiplies gradients by this.
       variance_factor: what the mean tends to, over the variance of the gradient.
       micro_steps: calls whose gradients are averaged into one update.
-      count: path of the number of updates, or `None` if the state does not count.
+      count: path of the number of updates, or `None` if the state does not count; a transformation
+        that is mapped has a stack of them.
       first_count: its value before the first update.
       injected: path of the hyperparameter that holds the decay (`optax.inject_hyperparams`).
       mean: path of the running mean of the gradients, or `None`.
@@ -27,7 +28,9 @@ class LeafMoment(NamedTuple):
       first: the count at the first update of the moment: 2 if the first gradient does not enter it.
       every: by how much the count grows from one update of the moment to the next.
       matrices: the paths of matrices, for each axis of the array one or `None`; empty where there
-        are none. They are the orthogonal matrices of the basis in which the squares are taken.
+        are none. Where there are fewer than axes, the leading axes of the array number a stack, and
+        each array of matrices is one too. They are the orthogonal matrices of the basis in which
+        the squares are taken.
       products: whether `matrices` are not a basis but means of the products of the gradient with
         itself along each axis, from whose eigenvectors and eigenvalues the moment is made.
     """
