@@ -163,7 +163,7 @@ def of_the_training(training: Training) -> Iterator[str]:
             "may be too strong; compare with a training without it, on validation data"
         )
     least, most = BALANCED
-    outwards, back = balance - 3 * error > most, balance + 3 * error < least
+    outwards, back = balance - 2 * error > most, balance + 2 * error < least
     if outwards or back:
         why = "outwards" if outwards else "back, for the prior precision has risen"
         yield (

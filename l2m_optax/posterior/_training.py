@@ -17,7 +17,7 @@ class Training(NamedTuple):
     Attributes:
       nats_per_parameter: NaN also where no loss was passed.
       balance: NaN also before the first search.
-      balance_error: the same.
+      balance_error: NaN also before the second search.
     """
 
     nats_per_parameter: Array
@@ -42,9 +42,7 @@ def training_of(opt_state: PyTree) -> Training:
     if len(found) != 1:
         return Training(*[_number(None)] * 3)
     state = found[0]
-    searched = _number(sum(jax.tree.leaves(state.effective_parameters))) > 0
-    balance, error = (jnp.where(searched, x, jnp.nan) for x in (state.balance, state.balance_error))
-    return Training(_number(state.nats_per_parameter), balance, error)
+    return Training(_number(state.nats_per_parameter), state.balance, state.balance_error)
 
 
 def _number(value: Any) -> Array:

@@ -21,7 +21,7 @@ BOUNDS = (1e-4, 1e6)
 WARM_UP = 100
 """Updates before the first search: early gradients are those of a network that knows nothing."""
 MEMORY = 0.99
-"""How much of the logarithm of δ, or of s², and of `outward`, one update leaves."""
+"""How much of the logarithm of δ, or of s², and of a slope, one update leaves."""
 LEAST_LEFT = 0.1
 """The share of the data that is left for the noise, however many parameters they determine."""
 
@@ -58,7 +58,7 @@ def search(
     gammas = effective_parameters(model, state, nu)
     moved = deviation(params, state.prior_mean)
     squares = jax.tree.map(lambda d: jnp.sum(jnp.square(d)), moved)
-    state = _with_balance(model, state, updates, squares, moved)
+    slopes = _slopes(model, state, updates, squares, moved)
     of_leaf = group(params, state.prior_precision, model.groups).of_leaf
     gamma, norms = (sum_by_group(jax.tree.leaves(tree), of_leaf) for tree in (gammas, squares))
     found = is_positive(gamma) & is_positive(norms)
@@ -74,6 +74,7 @@ def search(
             lambda old, new: _toward(old, new, model.every), state.prior_precision, target
         ),
         edge=edge,
+        slopes=slopes,
         noise_variance=_noise(model, state, jnp.sum(gamma)),
     )
     gammas = effective_parameters(model, state, nu)
@@ -84,35 +85,23 @@ def search(
     )
 
 
-def _with_balance(
+def _slopes(
     model: Model, state: EvidenceWeightDecayState, updates: PyTree, squares: PyTree, moved: PyTree
-) -> EvidenceWeightDecayState:
-    """The state with one more batch in `outward`, which is compared with the decay."""
-    slope = -total(jax.tree.map(lambda g, d: jnp.sum(g * d), updates, moved))
+) -> Array:
+    """`slopes` with one more batch in the means."""
     kept, first = MEMORY**model.every, -(-WARM_UP // model.every)
     searches = state.count // model.every - first + 1
     weight = bias_weight(kept, searches)
     share = (1.0 - kept) / weight
-
-    def toward(mean: Array, new: Array) -> Array:
-        return (mean + share * (new - mean)).astype(mean.dtype)
-
-    outward = toward(state.outward, slope)
-    square = toward(state.outward_square, jnp.square(slope))
-    held = decay_weight(model, state) * total(
-        jax.tree.map(jnp.multiply, state.prior_precision, squares)
-    )
-    held = jnp.where(held > 0, held, jnp.inf)  # nothing has moved yet
-    # The variance of the mean, of which one batch tells nothing: the spread is that about the mean.
+    new = -total(jax.tree.map(lambda g, d: jnp.sum(g * d), updates, moved))
+    mean = state.slopes[0] + share * (new - state.slopes[0])
+    square = state.slopes[1] + share * (jnp.square(new) - state.slopes[1])
+    # The variance of the mean over that about the mean, which is 0 of one batch.
     ratio = mean_variance_ratio(kept) * (2.0 - weight) / weight
-    spread = jnp.maximum(square - jnp.square(outward), 0.0)
-    error = jnp.where(searches > 1, jnp.sqrt(spread * ratio / (1.0 - ratio)), jnp.inf)
-    return state._replace(
-        outward=outward,
-        outward_square=square,
-        balance=(outward / held).astype(state.balance.dtype),
-        balance_error=(error / held).astype(state.balance_error.dtype),
-    )
+    ratio = jnp.where(searches > 1, ratio / (1.0 - ratio), jnp.inf)
+    held = jax.tree.map(jnp.multiply, state.prior_precision, squares)
+    slopes = [mean, square, ratio, decay_weight(model, state) * total(held)]
+    return jnp.stack(slopes).astype(state.slopes.dtype)
 
 
 def decay_weight(model: Model, state: EvidenceWeightDecayState) -> ArrayLike:

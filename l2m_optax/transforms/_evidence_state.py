@@ -52,14 +52,11 @@ class EvidenceWeightDecayState(NamedTuple):
       nats_per_parameter: $N L / \gamma$, L the mean negative log-likelihood of an observation: what
         is left of the loss for each parameter that the data determine; 0 before the first search,
         and as long as no loss was passed; `None` with a noise, which has no such scale.
-      outward: how fast the loss falls as the weights move away from θ0: the running mean of
-        $-g \cdot (\theta - \theta_0)$ at the searches of about 100 updates.
-      outward_square: the running mean of the squares of these.
-      balance: that over how fast the decay's part of the loss rises, at the last search,
-        $c\, s^2 \sum \delta \lVert \theta - \theta_0 \rVert^2 / N$. It is 1 at a mode of the
-        two. It is larger where the weights are still on their way out, and smaller where δ has
-        risen and they are on their way back; 0 before the first search.
-      balance_error: its standard error over batches; infinite after one search.
+      slopes: shape (4,): what `balance` is made of, one array because each takes time in an update.
+        How fast the loss falls as the weights move away from θ0, the mean of
+        $-g \cdot (\theta - \theta_0)$ at the searches of about 100 updates, and the mean of its
+        squares; the factor from their variance to that of the mean; how fast the decay's part of
+        the loss rises, $c\, s^2 \sum \delta \lVert \theta - \theta_0 \rVert^2 / N$.
       edge: a tree of booleans: whether the last search found no maximum between the bounds.
       log_evidence: of the data under the model, in nats; up to the log-likelihood, which is counted
         as 0, as long as no loss was passed.
@@ -74,13 +71,25 @@ class EvidenceWeightDecayState(NamedTuple):
     loss: Array
     effective_parameters: PyTree
     nats_per_parameter: Array | None
-    outward: Array
-    outward_square: Array
-    balance: Array
-    balance_error: Array
+    slopes: Array
     edge: PyTree
     log_evidence: Array
     skipped: Array
+
+    @property
+    def balance(self) -> Array:
+        """How fast the loss falls as the weights move away from θ0, over how fast the decay rises.
+
+        It is 1 at a mode of the two. It is larger where the weights are still on their way out, and
+        smaller where δ has risen and they are on their way back; NaN before the first search.
+        """
+        return self.slopes[0] / self.slopes[3]
+
+    @property
+    def balance_error(self) -> Array:
+        """The standard error of `balance` over batches; NaN before the second search."""
+        spread = jnp.maximum(self.slopes[1] - jnp.square(self.slopes[0]), 0.0)
+        return jnp.sqrt(spread * self.slopes[2]) / self.slopes[3]
 
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment` of the gradients: the state's own arrays, or in their eigenbases."""
@@ -119,10 +128,7 @@ def first_state(
         loss=jnp.float32(0.0),
         effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
         nats_per_parameter=None if gaussian else jnp.float32(0.0),
-        outward=jnp.float32(0.0),
-        outward_square=jnp.float32(0.0),
-        balance=jnp.float32(0.0),
-        balance_error=jnp.float32(0.0),
+        slopes=jnp.zeros(4, jnp.float32),
         edge=jax.tree.map(lambda _: jnp.zeros((), bool), params),
         log_evidence=jnp.float32(0.0),
         skipped=jnp.int32(0),

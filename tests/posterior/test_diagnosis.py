@@ -183,18 +183,21 @@ def evidence_state(nats):
     [(1.0, ""), (0.4, ""), (0.2, "back, for the prior"), (-0.1, "back, for"), (1.6, "outwards")],
 )
 def test_weights_that_are_on_their_way_are_said(balance, said):
-    """Before the first search, where γ is 0, nothing is."""
+    """Before the second search nothing is."""
     moment = l2m.SecondMoment(nu={"w": jnp.ones(2)}, count=10_000, decay=0.99)
     posterior = l2m.laplace({"w": jnp.ones(2)}, moment, num_data=100, batch_size=10)
-    found, *others = evidence_state(1.0)
-    found = found._replace(balance=jnp.float32(balance))
-    assert "in balance" not in str(l2m.diagnose(posterior, training=(found, *others)))
-    found = found._replace(effective_parameters={"w": jnp.float32(1.0)})
-    text = str(l2m.diagnose(posterior, training=(found, *others)))
-    assert ("not in balance" in text) == bool(said)
-    assert f"the weights are on their way {said}" in text or not said
-    uncertain = found._replace(balance_error=jnp.float32(0.5))
-    assert "in balance" not in str(l2m.diagnose(posterior, training=(uncertain, *others)))
+
+    def text(*slopes):
+        found, *others = evidence_state(1.0)
+        found = found._replace(slopes=jnp.float32(slopes))
+        return str(l2m.diagnose(posterior, training=(found, *others)))
+
+    square = balance**2 + 0.01**2  # an error of 0.01
+    assert ("not in balance" in text(balance, square, 1.0, 1.0)) == bool(said)
+    assert f"on their way {said}" in text(balance, square, 1.0, 1.0) or not said
+    assert "in balance" not in text(balance, balance**2 + 1.0, 1.0, 1.0)
+    assert "in balance" not in text(balance, balance**2, jnp.inf, 1.0)
+    assert "in balance" not in text(0.0, 0.0, 0.0, 0.0)
     assert np.isnan(l2m.diagnose(posterior).balance)
 
 

@@ -240,10 +240,10 @@ def test_the_balance_of_loss_and_decay():
     moved = flat(PARAMS) - flat(origin)
     slope = -np.sum(flat(gradient(0)) * moved)
     _, first = run(tx, 100, stride=0)
-    np.testing.assert_allclose(first.outward, slope, rtol=1e-5)
-    assert np.isinf(first.balance_error)  # of one batch
+    np.testing.assert_allclose(first.slopes[0], slope, rtol=1e-5)
+    assert np.isnan(first.balance_error)  # of one batch
     state = constant(tx)
-    np.testing.assert_allclose(state.outward, slope, rtol=1e-5)
+    np.testing.assert_allclose(state.slopes[0], slope, rtol=1e-5)
     held = jax.tree.map(
         lambda delta, p, p0: 2.0 * state.noise_variance * delta / N * jnp.sum(jnp.square(p - p0)),
         state.prior_precision,
@@ -263,7 +263,7 @@ def test_the_error_of_the_balance_is_that_of_a_weighted_mean(steps):
     )
     weights = 0.99 ** (10 * np.arange(len(slopes)))[::-1]
     weights /= weights.sum()
-    np.testing.assert_allclose(state.outward, weights @ slopes, rtol=1e-4)
+    np.testing.assert_allclose(state.slopes[0], weights @ slopes, rtol=1e-4)
     spread = weights @ np.square(slopes - weights @ slopes) / (1 - weights @ weights)
     error = np.sqrt(spread * (weights @ weights))
     np.testing.assert_allclose(
