@@ -16,8 +16,8 @@ PERFECT = 0.25
 """Nats for each determined parameter. An observation: what a network separates had 0.08 to 0.18,
 images, and digits with wrong labels, 0.5 and more."""
 BALANCED = 0.3, 1.5
-"""The balance between loss and decay. An observation: trainings that were over too early had 0.15 to
-0.21, or 1.7 at a rate that was too small; good ones had 0.36 to 1.6."""
+"""The balance between loss and decay. An observation: trainings that were over too early had 0.15
+to 0.21, or 1.7 at a rate that was too small; good ones had 0.36 to 1.6."""
 
 
 class Leaf(NamedTuple):

@@ -89,7 +89,8 @@ def evidence_weight_decay(
 
     With ``update(..., value=loss)``, the loss of the batch without the decay, ``log_evidence`` of
     the state is the log evidence itself. It shows how a training goes. It need not rank networks of
-    different widths and depths, for how often a diagonal counts a parameter depends on these.
+    different widths and depths, for how often a diagonal counts a parameter depends on these. The
+    state's ``balance`` is 1 at a mode of the loss with this decay; `diagnose` says what it means.
 
     **Regression.** With ``likelihood="gaussian"`` the noise variance is found too, and `value` is
     needed. Pass the `loss_scale` for unit noise, 2 for ``mean((y-f)²)`` and 1 for
