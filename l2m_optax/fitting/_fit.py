@@ -124,7 +124,6 @@ def fit(
         prior_mean=prior_mean,
     )
     scale = check_scale(apply_fn, start, some.inputs, some.targets, likelihood=named)
-    start = start._replace(training_loss=judge.training_loss(start, (some.inputs, some.targets)))
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", UserWarning)
         loader = as_loader(data, "data")
@@ -136,6 +135,8 @@ def fit(
         *(str(w.message) for w in caught if issubclass(w.category, UserWarning)),
     )
     chosen, candidates, posterior = found
+    loss = judge.training_loss(posterior, (some.inputs, some.targets))
+    posterior = posterior._replace(training_loss=loss)
     return posterior, Report(scale, candidates, chosen, held_out is not None, warnings)
 
 

@@ -59,15 +59,20 @@ def test_with_correlations_it_is_the_mutual_information(temperature):
     np.testing.assert_allclose(found, by_draws(variance)[1], rtol=0.06, atol=1e-5)
 
 
-# γ of `posterior_at` is 4.774 of 6 parameters.
-@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1e-3), (0.3, 6 * 0.3 / 4.774), (3.0, 1.0)])
-def test_the_temperature_is_the_loss_over_the_parameters_that_the_data_determine(loss, expected):
+# γ of `posterior_at` is 4.774 of 6 parameters. A diagonal takes a tenth of N L / γ.
+@pytest.mark.parametrize(
+    ("loss", "diagonal", "bases"),
+    [(0.0, 0.0, 1e-3), (0.3, 0.6 * 0.3 / 4.774, 6 * 0.3 / 4.774), (20.0, 1.0, 1.0)],
+)
+def test_the_temperature_is_the_loss_over_the_parameters_that_the_data_determine(
+    loss, diagonal, bases
+):
     posterior = posterior_at(1.0)._replace(training_loss=jnp.float32(loss))
-    known, turned = posterior_at(expected), in_basis(posterior_at(expected))
-    of_diagonal, of_bases = l2m.classify(linear, known, X), l2m.classify(linear, turned, X)
-    np.testing.assert_allclose(novelty(linear, posterior, X), of_diagonal.total, rtol=2e-3)
+    expected = l2m.classify(linear, posterior_at(diagonal), X).total
+    np.testing.assert_allclose(novelty(linear, posterior, X), expected, rtol=2e-3, atol=1e-7)
+    expected = l2m.classify(linear, in_basis(posterior_at(bases)), X).epistemic
     found = novelty(linear, in_basis(posterior), X)
-    np.testing.assert_allclose(found, of_bases.epistemic, rtol=4e-3, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=1e-6)
 
 
 def test_it_is_deterministic():

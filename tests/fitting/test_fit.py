@@ -184,6 +184,13 @@ def test_the_training_loss_is_measured_for_the_alarm():
             network, params, state, tx=TX, data=(x, labels), batch_size=16, likelihood=named
         )
         np.testing.assert_allclose(posterior.training_loss, expected, rtol=1e-5)
+    held_out = labelled(2, 96)
+    posterior, _ = l2m.fit(
+        network, params, state, tx=TX, data=(x, labels), batch_size=16, validation=held_out
+    )
+    scaled = loss_of_labels(posterior.mean, x, labels)  # of the mode that is returned
+    assert abs(float(scaled) - float(expected)) > 1e-3
+    np.testing.assert_allclose(posterior.training_loss, scaled, rtol=1e-5)
     numbers = measured(1, 256)
     posterior, _ = l2m.fit(
         network, params, state, tx=TX, data=numbers, batch_size=16, likelihood="gaussian"
