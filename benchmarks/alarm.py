@@ -3,9 +3,9 @@
 The networks of `everyday` that see images, trained with two trackers of the same gradients; all
 layers, scale checked, prior by the evidence. The AUROC tells tests from shifted inputs: digits
 turned by 45 degrees, or MNIST's for clothes, or clothes for MNIST's; and from the negatives of the
-tests. "novelty" is `decisions.novelty` with the training loss L: T = N L / γ, of a diagonal
-a tenth of it. Seeds 0 and 1 have
-chosen this rule with the first kind of shift; the seeds here, 2 and 3, had no part in that.
+tests. "novelty" is `decisions.novelty` with the training loss L: T = N L / γ, of a diagonal a
+tenth of it. Seeds 0 and 1 chose this rule, with the first kind of shift; the seeds here, 2 and 3,
+had no part in that.
 Run: `make bench-alarm`; `FAST=1` for one seed of one network.
 """
 

@@ -5,13 +5,15 @@ of the same run. Priors are those of the evidence, the temperature is 1; "cold" 
 `fit` takes without validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a
 pass over the data, on the same weights, and is scored by its entropy.
 Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed. `IMAGES=20000`
-takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed. Where
-laplace-torch is not installed, its rows of the last record stay.
+takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed. Beginnings
+of trackers' names as arguments make these alone, `python benchmarks/structure.py diagonal`; other
+rows, and those of laplace-torch where it is not installed, stay those of the last record.
 """
 
 import functools
 import importlib.util
 import os
+import sys
 
 import images
 import jax
@@ -34,7 +36,7 @@ COLUMNS = (
     "NLL, shifted, cold",
     "γ",
 )
-HAVE_PEERS = importlib.util.find_spec("laplace") is not None
+HAVE_PEERS = importlib.util.find_spec("laplace") is not None and not sys.argv[1:]
 KRONECKER = {"structure": "kronecker"}
 TRACKERS = {
     "diagonal": l2m.track_second_moment(0.999),
@@ -45,6 +47,8 @@ TRACKERS = {
     ),
     "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
 }
+CHOSEN = tuple(sys.argv[1:])
+TRACKERS = {name: tx for name, tx in TRACKERS.items() if name.startswith(CHOSEN or "")}
 PARTS = {"last layer": "head", "all layers": None}
 
 
@@ -159,10 +163,11 @@ def study(kind, data):
     return table
 
 
-def of_last_peers(name, head):
-    """The rows of peers that this run cannot make."""
-    table = {} if HAVE_PEERS else report.recorded(name).get(head, {})
-    return {method: row for method, row in table.items() if method.startswith("laplace-torch")}
+def of_last_record(name, head):
+    """The rows that this run does not make, in the order that they had."""
+    table = report.recorded(name).get(head, {})
+    others = () if HAVE_PEERS else ("laplace-torch",)
+    return table if CHOSEN else {m: row for m, row in table.items() if m.startswith(others)}
 
 
 def load():
@@ -177,9 +182,9 @@ def main():
     data = load()
     name = "structure" if NUM_DATA == 5_000 else f"structure-{NUM_DATA}"
     heads = {"Fashion-MNIST, perceptron": "mlp", "Fashion-MNIST, convolutional network": "cnn"}
-    tables = {head: study(kind, data) | of_last_peers(name, head) for head, kind in heads.items()}
+    tables = {head: of_last_record(name, head) | study(kind, data) for head, kind in heads.items()}
     report.write(name, tables, f"{NUM_DATA:,} images; number of seeds: {len(SEEDS)}")
-    if NUM_DATA == 5_000:
+    if NUM_DATA == 5_000 and not CHOSEN:
         structure_regression.main()
 
 

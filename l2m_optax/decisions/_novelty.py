@@ -27,8 +27,8 @@ _COLDEST = 1e-3
 """The lowest temperature of the information: below it, it is lost in rounding."""
 
 _OF_A_DIAGONAL = 0.1
-"""The share of N L / γ that a diagonal takes. It has no correlations that would keep its spread from
-what the data determine: on small networks of digits the whole costs 0.05 of AUROC."""
+"""The share of N L / γ that a diagonal takes. It has no correlations that keep its spread from what
+the data determine: on small networks of digits the whole costs 0.05 of AUROC."""
 
 
 def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
