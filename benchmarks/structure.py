@@ -5,9 +5,9 @@ of the same run. Priors are those of the evidence, the temperature is 1; "cold" 
 `fit` takes without validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a
 pass over the data, on the same weights, and is scored by its entropy.
 Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed. `IMAGES=20000`
-takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed. Beginnings
-of trackers' names as arguments make these alone, `python benchmarks/structure.py diagonal`; other
-rows, and those of laplace-torch where it is not installed, stay those of the last record.
+takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed.
+Beginnings of trackers' names as arguments make these alone, `python benchmarks/structure.py
+diagonal`; other rows, and those of laplace-torch where it is not installed, stay as recorded.
 """
 
 import functools
