@@ -42,6 +42,9 @@ MODULES = {  # and the tests that look at each
     "moments/_eigenbasis": ["moments/test_products", "moments/test_tracked"],
     "moments/_evidence": ["tuning/test_prior", "transforms"],
     "moments/_identification/in_bases": ["moments/test_rotated", "moments/test_second_order"],
+    "moments/_identification/match_matrices": ["moments/test_stacks", "moments/test_second_order"],
+    "moments/_identification/stacks": ["moments/test_stacks"],
+    "moments/_read_basis": ["moments/test_stacks", "moments/test_second_order"],
     "moments/_scale": ["posterior", "test_refusals", "test_linear_regression"],
     "posterior/_laplace": ["posterior/test_posterior", "test_refusals", "test_contracts"],
     "posterior/_posterior": ["posterior/test_posterior", "test_contracts", "test_low_precision"],
@@ -81,6 +84,7 @@ MODULES = {  # and the tests that look at each
     "fitting/_fit": ["fitting/test_fit", "fitting/test_traps"],
     "fitting/_judges": ["fitting/test_fit", "fitting/test_traps"],
     "fitting/_report": ["fitting/test_fit", "fitting/test_traps"],
+    "decisions/_novelty": ["decisions/test_novelty"],
     "_support/groups": ["tuning/test_prior", "transforms", "test_refusals"],
 }
 MESSAGES = {"expected", "got", "remedy", "paths"}
