@@ -4,7 +4,7 @@ Classifiers and regressions of `everyday`, three seeds each; everything around t
 weights. (v) is given the validation data. NLL is in nats an observation, over standardised targets;
 "against the mode" is the difference in NLL, less than 0 where a method is better, ± one standard
 error over seeds and test inputs; "covered" is the share in 90% intervals; AUROC tells the shifted
-inputs from the test's, by entropy, for L2M by the information about the parameters.
+inputs from the test's, by entropy, for L2M by `decisions.novelty`.
 Run: `make bench-tasks`; `FAST=1` for one seed of few tasks. `make bench-other-seeds` gives the
 classifiers seeds that had no part in any choice: the network, temperature scaling and L2M (v).
 `python benchmarks/tasks.py classifiers "L2M, fit"` makes the rows of one method anew, and keeps the
