@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import cold
 import everyday
-import jax
 import jax.numpy as jnp
 import numpy as np
 import report
+from everyday_methods import in_chunks
 
 import l2m_optax as l2m
 from l2m_optax.predict._classify import Settings, at_settings
@@ -35,11 +35,6 @@ MOST = 500  # inputs of a kind
 TEMPERATURES = jnp.array([0.01, 0.1, 1.0])
 
 
-def in_parts(function, inputs):
-    parts = [function(inputs[rows]) for rows in np.array_split(np.arange(len(inputs)), 6)]
-    return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
-
-
 def kinds_of(data) -> dict[str, np.ndarray]:
     """Tests first, then the shifted inputs, by the name of the shift."""
     tests = data.x_test[:MOST]
@@ -53,19 +48,19 @@ def scores(apply_fn, posterior, inputs) -> dict[str, np.ndarray]:
 
     def at_temperatures(x):
         found = at_settings(apply_fn, posterior, x, settings)
-        return found.total, found.epistemic
+        return found.total.T, found.epistemic.T
 
-    total, epistemic = in_parts(at_temperatures, inputs)
+    total, epistemic = in_chunks(at_temperatures, inputs)
     alone = l2m.classify(apply_fn, posterior._replace(temperature=jnp.zeros(())), inputs).total
     unknown = posterior._replace(training_loss=None)
 
     def novelty(posterior):
-        return in_parts(lambda x: l2m.decisions.novelty(apply_fn, posterior, x), inputs)
+        return in_chunks(lambda x: l2m.decisions.novelty(apply_fn, posterior, x), inputs)
 
     by_temperature = {
         f"{name}, T = {t:g}": row
         for name, rows in (("entropy", total), ("information", epistemic))
-        for t, row in zip(TEMPERATURES.tolist(), rows, strict=True)
+        for t, row in zip(TEMPERATURES.tolist(), rows.T, strict=True)
     }
     return (
         {"network": alone}

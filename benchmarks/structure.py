@@ -36,7 +36,8 @@ COLUMNS = (
     "NLL, shifted, cold",
     "γ",
 )
-HAVE_PEERS = importlib.util.find_spec("laplace") is not None and not sys.argv[1:]
+CHOSEN = tuple(sys.argv[1:])
+HAVE_PEERS = importlib.util.find_spec("laplace") is not None and not CHOSEN
 KRONECKER = {"structure": "kronecker"}
 TRACKERS = {
     "diagonal": l2m.track_second_moment(0.999),
@@ -47,7 +48,6 @@ TRACKERS = {
     ),
     "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
 }
-CHOSEN = tuple(sys.argv[1:])
 TRACKERS = {name: tx for name, tx in TRACKERS.items() if name.startswith(CHOSEN or "")}
 PARTS = {"last layer": "head", "all layers": None}
 

@@ -111,7 +111,7 @@ def evidence_weight_decay(
       groups: which leaves share a δ: a prefix tree of labels or a function from the parameters to
         one, as in `fit_prior_precision`; `None` for one δ. By default each module has one, for its
         kernel and its bias.
-      start: δ at the beginning. 10 suits trainings of 200 to 500 updates, which are over before
+      start: δ at the beginning. 10 suits trainings of 180 to 500 updates, which are over before
         δ has arrived.
       loss_scale: c, as in `laplace`.
       prior_mean: θ0, like the parameters; zero by default. In fine-tuning, the pre-trained weights.

@@ -81,7 +81,7 @@ def search(
     return state._replace(
         effective_parameters=gammas,
         nats_per_parameter=_nats_per_parameter(model, state, total(gammas)),
-        log_evidence=_log_evidence(model, state, nu, params),
+        log_evidence=_log_evidence(model, state, nu, moved),
     )
 
 
@@ -96,7 +96,7 @@ def _slopes(
     new = -total(jax.tree.map(lambda g, d: jnp.sum(g * d), updates, moved))
     mean = state.slopes[0] + share * (new - state.slopes[0])
     square = state.slopes[1] + share * (jnp.square(new) - state.slopes[1])
-    # The variance of the mean over that about the mean, which is 0 of one batch.
+    # From the spread about the mean to the variance of the mean. One batch has no spread.
     ratio = mean_variance_ratio(kept) * (2.0 - weight) / weight
     ratio = jnp.where(searches > 1, ratio / (1.0 - ratio), jnp.inf)
     held = jax.tree.map(jnp.multiply, state.prior_precision, squares)
@@ -153,12 +153,11 @@ def _noise(model: Model, state: EvidenceWeightDecayState, gamma: Array) -> Array
 
 
 def _log_evidence(
-    model: Model, state: EvidenceWeightDecayState, nu: PyTree, params: PyTree
+    model: Model, state: EvidenceWeightDecayState, nu: PyTree, moved: PyTree
 ) -> Array:
     """The log-likelihood of all data, by the running mean of the loss, less the penalties."""
-    deviations = deviation(params, state.prior_mean)
     data = _data_precision(model, state, nu)
-    penalties = jax.tree.map(penalty, data, state.prior_precision, deviations)
+    penalties = jax.tree.map(penalty, data, state.prior_precision, moved)
     likelihood = -model.num_data * _mean_nll(model, state)
     return (likelihood - total(penalties)).astype(state.log_evidence.dtype)
 
