@@ -1,4 +1,4 @@
-"""The networks of `images` in PyTorch; laplace-torch and ivon-opt around them."""
+"""The networks of `images` in PyTorch; laplace-torch, curvlinops and ivon-opt around them."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import laplace
 import numpy as np
 import torch
+from curvlinops import EKFACLinearOperator
+from curvlinops.kfac import FisherType
 from ivon import IVON
 from laplace import curvature
 from measure import answers
+
+import l2m_optax as l2m
 
 CHUNK = 50  # inputs at a time: a GLM predictive holds a Jacobian for each
 
@@ -132,3 +136,43 @@ def laplace_torch(
         return np.concatenate([fitted(part).detach().numpy() for part in parts])
 
     return *answers(predict, data.inputs), seconds
+
+
+def ekfac(params, data: images.Data) -> l2m.SecondMoment:
+    """The eigenvalue-corrected Kronecker factors of the GGN: curvlinops', after passes over data.
+
+    Their eigenvectors are a basis for each leaf, and their eigenvalues a moment in it, so that only
+    the curvature is another than L2M's, not what is made of it.
+    """
+    model = to_torch(params)
+    tensors = torch.tensor(data.x), torch.tensor(data.y).long()
+    operator = EKFACLinearOperator(
+        model,
+        torch.nn.CrossEntropyLoss(reduction="sum"),
+        list(model.parameters()),
+        list(zip(*(part.split(images.BATCH) for part in tensors), strict=True)),
+        check_deterministic=False,
+        fisher_type=FisherType.TYPE2,
+    )
+    operator.compute_eigenvalue_correction()
+    values, inputs, outputs = (
+        list(sides.values())
+        for sides in (
+            operator._corrected_eigenvalues,
+            operator._input_covariances_eigenvectors,
+            operator._gradient_covariances_eigenvectors,
+        )
+    )
+    eigenvalues = dict(sorted((i, found) for value in values for i, found in value.items()))
+    arrays = zip(eigenvalues.values(), model.parameters(), strict=True)
+    nu = from_torch([found.reshape(p.shape) / len(data.x) for found, p in arrays], params)
+
+    def basis(kernel, a, g):
+        sides = (g, a) if kernel.ndim == 4 else (a, g)
+        return {"kernel": l2m.moments.Basis(*sides), "bias": l2m.moments.Basis(g)}
+
+    sides = (map(jnp.asarray, side) for side in (inputs, outputs))
+    layers = zip(images.layers(params), *sides, strict=True)
+    return l2m.SecondMoment(
+        nu, basis={name: basis(params[name]["kernel"], a, g) for name, a, g in layers}
+    )

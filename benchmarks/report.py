@@ -30,6 +30,7 @@ PACKAGES = (
     "numpyro",
     "torch",
     "laplace-torch",
+    "curvlinops-for-pytorch",
     "laplax",
     "posteriors",
     "ivon-opt",

@@ -3,11 +3,12 @@
 5,000 images of Fashion-MNIST, MNIST's digits as out of distribution. The trackers see the gradients
 of the same run. Priors are those of the evidence, the temperature is 1; "cold" is the one that
 `fit` takes without validation data, and "novelty" is `decisions.novelty`. laplace-torch takes a
-pass over the data, on the same weights, and is scored by its entropy.
+pass over the data, on the same weights, and is scored by its entropy. The curvature of EKFAC is
+curvlinops', after three passes, and its prior, its predictions and its alarms are L2M's.
 Run: `make bench-structure`, with `structure_regression`; `FAST=1` for one seed. `IMAGES=20000`
 takes as many images of all of Fashion-MNIST (see `images.whole`), and `SEEDS=1` one seed.
-Beginnings of trackers' names as arguments make these alone, `python benchmarks/structure.py
-diagonal`; other rows, and those of laplace-torch where it is not installed, stay as recorded.
+Beginnings of rows' names as arguments make these alone, `python benchmarks/structure.py
+diagonal` or `curvlinops`; other rows, and those of peers that are not installed, stay as recorded.
 """
 
 import functools
@@ -37,7 +38,7 @@ COLUMNS = (
     "γ",
 )
 CHOSEN = tuple(sys.argv[1:])
-HAVE_PEERS = importlib.util.find_spec("laplace") is not None and not CHOSEN
+HAVE_PEERS = importlib.util.find_spec("laplace") is not None
 KRONECKER = {"structure": "kronecker"}
 TRACKERS = {
     "diagonal": l2m.track_second_moment(0.999),
@@ -49,6 +50,8 @@ TRACKERS = {
     "Kronecker, true Fisher, every 10th": l2m.track_second_moment(0.999, every=10, **KRONECKER),
 }
 TRACKERS = {name: tx for name, tx in TRACKERS.items() if name.startswith(CHOSEN or "")}
+LAPLACE_TORCH, EKFAC = "laplace-torch, Kronecker", "curvlinops, EKFAC"
+PEERS = [name for name in (LAPLACE_TORCH, EKFAC) if HAVE_PEERS and name.startswith(CHOSEN or "")]
 PARTS = {"last layer": "head", "all layers": None}
 
 
@@ -108,10 +111,8 @@ def figures(data, posterior):
     )
 
 
-def of_peers(params, data):
-    """laplace-torch on the same weights, with a pass over the data and its own evidence."""
-    if not HAVE_PEERS:
-        return
+def of_laplace_torch(params, data):
+    """On the same weights, with a pass over the data and its own evidence."""
     import peers
 
     for part, subset in (("last layer", "last_layer"), ("all layers", "all")):
@@ -119,7 +120,7 @@ def of_peers(params, data):
             params, data, structure="kron", backend="CurvlinopsGGN", subset=subset
         )
         found = scores(data, probs, {"entropy": entropy(probs)})
-        yield f"laplace-torch, Kronecker, {part}", {name: np.nan for name in COLUMNS} | found
+        yield f"{LAPLACE_TORCH}, {part}", {name: np.nan for name in COLUMNS} | found
 
 
 def of_network(params, data):
@@ -130,22 +131,25 @@ def of_network(params, data):
 
 def posteriors(params, tracked, data):
     """Every posterior by name, its prior by the evidence."""
-    loss = images.loss(params, data.x, data.y)
+    posterior_of = functools.partial(
+        l2m.laplace, params, num_data=len(data.x), training_loss=images.loss(params, data.x, data.y)
+    )
     for name, state in tracked.items():
-        true = "true" in name
-        whole = l2m.laplace(
-            params,
-            state,
-            num_data=len(data.x),
-            batch_size=images.BATCH,
-            with_replacement=true,
-            training_loss=loss,
-        )
-        for part, key in PARTS.items():
-            if name == "full head" and key is None:
-                continue
-            some = whole if key is None else l2m.restrict(whole, key)
-            yield f"{name}, {part}", l2m.fit_prior_precision(some).posterior
+        replaced = "true" in name
+        whole = posterior_of(state, batch_size=images.BATCH, with_replacement=replaced)
+        yield from of_parts(name, whole, ["last layer"] if name == "full head" else PARTS)
+    if EKFAC in PEERS:
+        import peers
+
+        # The mean of squares of single examples, all of them: no batch and no chance.
+        moment = peers.ekfac(params, data)
+        yield from of_parts(EKFAC, posterior_of(moment, batch_size=1, with_replacement=True), PARTS)
+
+
+def of_parts(name, whole, parts):
+    for part in parts:
+        some = l2m.restrict(whole, PARTS[part]) if PARTS[part] else whole
+        yield f"{name}, {part}", l2m.fit_prior_precision(some).posterior
 
 
 def study(kind, data):
@@ -155,7 +159,7 @@ def study(kind, data):
         rows = [
             ("the network", of_network(params, data)),
             *((n, figures(data, p)) for n, p in posteriors(params, tracked, data)),
-            *of_peers(params, data),
+            *(of_laplace_torch(params, data) if LAPLACE_TORCH in PEERS else ()),
         ]
         for name, row in rows:
             table.setdefault(name, []).append(row)
@@ -166,7 +170,7 @@ def study(kind, data):
 def of_last_record(name, head):
     """The rows that this run does not make, in the order that they had."""
     table = report.recorded(name).get(head, {})
-    others = () if HAVE_PEERS else ("laplace-torch",)
+    others = () if HAVE_PEERS else (LAPLACE_TORCH, EKFAC)
     return table if CHOSEN else {m: row for m, row in table.items() if m.startswith(others)}
 
 
