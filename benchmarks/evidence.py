@@ -9,7 +9,8 @@ divided. For numbers the targets are standardised, and the noise is the mean squ
 residual, for `evidence_weight_decay` its own. The seconds are those of the processor, without
 compilation. Tables on other ways, rules, limits, ranks and posteriors follow; their modules say
 what they are. Names of tables, or of rows of the limits, as arguments make these alone, and keep
-the record of the others. `SEEDS=3` runs three of five seeds of split and training.
+the record of the others. `SEEDS=3` runs three of five seeds of split and training, and with
+`FIRST=3` the other two are added to three that are recorded.
 """
 
 import functools
@@ -32,7 +33,8 @@ from evidence_training import (
     of_l2,
 )
 
-SEEDS = 1 if report.FAST else int(os.environ.get("SEEDS", "5"))
+FIRST = int(os.environ.get("FIRST", "0"))
+SEEDS = range(FIRST, 1 if report.FAST else int(os.environ.get("SEEDS", "5")))
 Way = Callable[[Task, int], dict[str, Found]]
 ALL: tuple[Way, ...] = (no_decay, of_l2, of_adamw, of_diagonal, of_kronecker)
 FEW: tuple[Way, ...] = (no_decay, of_l2, of_default)
@@ -77,7 +79,7 @@ def rows(
 ) -> dict[str, list[dict[str, float]]]:
     """Each method's figures under every seed."""
     table: dict[str, list[dict[str, float]]] = {}
-    for seed in range(SEEDS):
+    for seed in SEEDS:
         found = {name: one for way in ways for name, one in way(task, seed).items()}
         for name, one in found.items():
             table.setdefault(name, []).append(figures(task, one, found["no decay"]))
@@ -102,7 +104,7 @@ def of_peers(task: Task, one: Found, none: Found) -> dict[str, float]:
 def with_posteriors(name: str) -> dict[str, list[dict[str, float]]]:
     from evidence_on_top import on_top
 
-    each = [on_top(TASKS[name], seed) for seed in range(SEEDS)]
+    each = [on_top(TASKS[name], seed) for seed in SEEDS]
     return {way: [one[way] for one in each] for way in each[0]}
 
 
@@ -151,15 +153,21 @@ def main() -> None:
         if name in TABLE_OF:
             table = TABLE_OF[name]
             made = evidence_limits.of_limits({name: LIMITS[table][name]}, SEEDS)
-            record(table, recorded(table) | made)
+            record(table, recorded(table) | joined(table, made))
         else:
-            record(name, MAKE[name]())
+            record(name, joined(name, MAKE[name]()))
 
 
 def recorded(name: str) -> report.Table:
     """The rows of one table."""
     found = (table for head, table in report.recorded("evidence").items() if _name(head) == name)
     return next(found, {})
+
+
+def joined(name: str, made: report.Table) -> report.Table:
+    """The rows that were made, behind what is recorded of earlier seeds."""
+    earlier = recorded(name)
+    return {row: [*earlier.get(row, [])[:FIRST], *found] for row, found in made.items()}
 
 
 def record(name: str, made: report.Table) -> None:

@@ -5,7 +5,7 @@ one of noisy classes that are made, of which there are as many as are asked for.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import evidence_tasks
@@ -85,10 +85,10 @@ NUMBERS = {
 }
 
 
-def of_limits(tasks: dict[str, Task], seeds: int) -> dict[str, list[dict[str, float]]]:
+def of_limits(tasks: dict[str, Task], seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
     """The test NLL of each way, for each task."""
     return {
-        f"{name}, {updates(task):,} updates": [nlls(task, seed) for seed in range(seeds)]
+        f"{name}, {updates(task):,} updates": [nlls(task, seed) for seed in seeds]
         for name, task in tasks.items()
     }
 
@@ -105,10 +105,10 @@ def nlls(task: Task, seed: int) -> dict[str, float]:
     }
 
 
-def of_balance(tasks: dict[str, Task], seeds: int) -> dict[str, list[dict[str, float]]]:
+def of_balance(tasks: dict[str, Task], seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
     """Whether loss and decay are in balance at the end of each task's training."""
     return {
-        f"{name}, {updates(task):,} updates": [balance(task, seed) for seed in range(seeds)]
+        f"{name}, {updates(task):,} updates": [balance(task, seed) for seed in seeds]
         for name, task in tasks.items()
     }
 
