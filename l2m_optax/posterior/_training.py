@@ -11,7 +11,6 @@ import numpy as np
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.transforms import EvidenceWeightDecayState
 
-
 _UNKNOWN = np.full((), np.nan, np.float32)
 """Not computed, so that `jax_debug_nans` does not take it for a mistake."""
 
