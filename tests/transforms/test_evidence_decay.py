@@ -82,7 +82,8 @@ def converged():
     return run(decay(), 2000)[1]
 
 
-PRIOR_MEANS = {"zero": None, "another": jax.tree.map(lambda p: p - 0.1, PARAMS)}
+ORIGIN = jax.tree.map(lambda p: p - 0.1, PARAMS)
+PRIOR_MEANS = {"zero": None, "another": ORIGIN}
 
 
 @pytest.mark.parametrize(("prior_mean", "loss_scale"), [("zero", 32.0), ("another", 1.0)])
@@ -370,6 +371,12 @@ def test_members_of_an_ensemble_have_a_prior_each():
         flat(alone.prior_precision),
         rtol=1e-4,
     )
+    for number in ("balance", "balance_error"):
+        np.testing.assert_allclose(getattr(both, number)[1], getattr(alone, number), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"prior_precision\['body'\].*got shape \(2,\).*jax.vmap"):
+        l2m.laplace(params, both, num_data=N, batch_size=B)
+    posteriors = jax.vmap(lambda p, s: l2m.laplace(p, s, num_data=N, batch_size=B))(params, both)
+    assert posteriors.prior_precision["head"]["bias"].shape == (2,)
 
 
 def run_inside(tx, steps, params, state):
@@ -503,6 +510,16 @@ def test_bad_gradients_leave_the_state_as_it_was(converged, bad):
         updates["body"]["kernel"][0, 0], bad if bad != 1e30 else jnp.float32(1e30)
     )
     assert np.all(np.isfinite(flat(updates["head"])))
+
+
+def test_a_bad_gradient_that_no_moment_sees_leaves_the_state_as_it_was():
+    """At a search: between two updates of the moment, and where other gradients are squared."""
+    cases = decay(**STRUCTURED), {}, 159, decay(), {"moment_updates": gradient(0)}, 109
+    for tx, given, steps in (cases[:3], cases[3:]):
+        _, before = run(tx, steps)
+        after = tx.update(with_bad(jnp.nan), before, PARAMS, value=0.7, **given)[1]
+        assert int(after.skipped) == 1
+        jax.tree.map(np.testing.assert_array_equal, after._replace(skipped=before.skipped), before)
 
 
 def test_a_bad_loss_leaves_the_state_as_it_was(converged):
@@ -670,6 +687,48 @@ def test_the_prior_of_a_part_of_the_parameters_is_not_one_of_the_rest():
         laplace(state, tx=optax.chain(tx, optax.adam(1e-3)))
     explicit = laplace(state, tx=optax.chain(tx, optax.adam(1e-3)), prior_precision=2.0)
     assert explicit.prior_precision == 2.0
+
+
+def test_frozen_leaves_need_no_prior():
+    """They are fixed: the prior of those that are trained is that of the state."""
+    inner = optax.chain(decay(prior_mean={"head": ORIGIN["head"]}), optax.adam(1e-3))
+    tx = optax.partition(
+        {"trained": inner, "frozen": optax.set_to_zero()}, {"body": "frozen", "head": "trained"}
+    )
+    _, state = run(tx, 120)
+    posterior = laplace(state, tx=tx)
+    declared = state.inner_states["trained"].inner_state[0].prior_precision["head"]
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_precision["head"], declared)
+    assert posterior.second_moment.nu["body"]["kernel"] is None
+    assert posterior.prior_precision["body"]["kernel"] == 1.0
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_mean["head"], ORIGIN["head"])
+    assert posterior.prior_mean["body"]["kernel"] is PARAMS["body"]["kernel"]
+
+
+OTHER_NUMBERS = {
+    "num_data": {"num_data": 2 * N},
+    "batch_size": {"batch_size": 2 * B},
+    "loss_scale": {"loss_scale": 2.0},
+    "with_replacement": {"with_replacement": True, "num_data": 50},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBERS)
+def test_other_numbers_than_those_of_the_training_are_refused(name, converged):
+    """The prior was found with an F that they make another."""
+    state = converged
+    if name == "with_replacement":
+        state = run(decay(num_data=50), 110)[1]
+    with pytest.raises(
+        ValueError, match=r"num_data, .*those of evidence_weight_decay.*times.*second_"
+    ):
+        laplace(state, **OTHER_NUMBERS[name])
+    traced = jax.jit(lambda state: laplace(state, **OTHER_NUMBERS[name]).data_scale)(state)
+    assert np.isnan(traced)
+    moment = l2m.second_moment(state, PARAMS)
+    assert np.isfinite(laplace(moment, **OTHER_NUMBERS[name]).data_scale)
+    same = {"num_data": 50} if name == "with_replacement" else {}
+    assert np.isfinite(jax.jit(lambda state: laplace(state, **same).data_scale)(state))
 
 
 def test_a_training_checkpoint_gives_posterior_and_prior(tmp_path):
