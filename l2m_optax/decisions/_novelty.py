@@ -108,7 +108,9 @@ def _loss_ratio(posterior: Posterior) -> Array | None:
     if posterior.training_loss is None or posterior.num_data is None:
         return None
     loss = jnp.asarray(posterior.num_data) * posterior.training_loss
-    return loss / effective_parameters(posterior)
+    gamma = effective_parameters(posterior)
+    # Draws of parameters that no data determine fit the data at every temperature.
+    return jnp.where(gamma > 0, loss / jnp.where(gamma > 0, gamma, 1.0), jnp.inf)
 
 
 def _at(

@@ -14,6 +14,7 @@ from l2m_optax._support.checks import (
     check_finite,
     check_floating,
     check_not_negative,
+    check_one_number,
     check_positive,
     check_second_moment,
     complaint,
@@ -141,9 +142,11 @@ def laplace(
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     remedy = "pass 1 for the posterior itself, 0 for the mode"
     check_not_negative("temperature", temperature, remedy)
+    check_one_number("temperature", temperature, remedy)
     if training_loss is not None:
         remedy = "pass the mean negative log-likelihood, in nats, or leave it out"
         check_not_negative("training_loss", training_loss, remedy)
+        check_one_number("training_loss", training_loss, remedy)
         training_loss = or_nan(_scalar(training_loss), is_not_negative)
     _check_prior_precision(prior_precision, params, moment.basis)
     return Posterior(

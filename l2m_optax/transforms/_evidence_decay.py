@@ -15,6 +15,7 @@ from l2m_optax._support.checks import (
     check_count,
     check_finite,
     check_floating,
+    check_one_number,
     check_positive,
     complaint,
 )
@@ -281,9 +282,8 @@ def _check_arguments(params: PyTree | None, value: ArrayLike | None, gaussian: b
     if value is None and gaussian:
         remedy = "call tx.update(grads, state, params, value=loss)"
         raise ValueError(complaint("value", "the loss, which shows the noise", "None", remedy))
-    if value is not None and jnp.shape(value):
-        remedy = "pass the mean over the batch"
-        raise ValueError(complaint("value", "one number", f"shape {jnp.shape(value)}", remedy))
+    if value is not None:
+        check_one_number("value", value, "pass the mean over the batch")
 
 
 def _is_gaussian(likelihood: str) -> bool:
