@@ -156,7 +156,9 @@ def evidence_weight_decay(
       MacKay, A practical Bayesian framework for backpropagation networks (1992); Immer et al.,
       Scalable marginal likelihood estimation (2021, arXiv 2104.04975), by passes over the data.
     """
-    check_positive("start", start, "pass a prior precision, such as 1")
+    remedy = "pass a prior precision, such as 1"
+    check_positive("start", start, remedy)
+    check_one_number("start", start, remedy)
     check_count("every", every)
     usual, of_moment, of_search = _usual(structure, every)
     overcount = usual if overcount is None else overcount

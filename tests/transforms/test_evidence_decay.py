@@ -230,6 +230,15 @@ def test_a_linear_regression_finds_the_exact_evidence():
     np.testing.assert_allclose(found.effective_parameters["w"], gamma, rtol=0.03)
     np.testing.assert_allclose(found.prior_precision["w"], delta, rtol=0.05)
     assert not found.edge["w"]
+    # The posterior, from the same numbers, has the squared gradients of all examples.
+    residual = y - x @ jnp.asarray(w, jnp.float32)
+    squares = jnp.sum(jnp.square(x * residual[:, None]), axis=0) / s2**2
+    posterior = l2m.laplace(params, state, num_data=N, batch_size=B)
+    np.testing.assert_allclose(l2m.variance(posterior)["w"], 1 / (squares + delta), rtol=0.05)
+    precision = jnp.square(x).sum(0) / s2 + delta
+    likelihood = -0.5 * (N * np.log(2 * np.pi * s2) + jnp.sum(jnp.square(residual)) / s2)
+    penalty = delta * np.sum(np.square(w)) + jnp.sum(jnp.log(precision / delta))
+    np.testing.assert_allclose(found.log_evidence, likelihood - 0.5 * penalty, atol=2.0)
     # It is at the mode of the two, as far as the noise of batches shows.
     assert abs(float(found.balance) - 1.0) < 3 * float(found.balance_error)
 
@@ -570,6 +579,7 @@ REFUSALS = {
     "decay 1": ({"decay": 1.0}, ValueError, "decay: expected 0 <= decay < 1"),
     "every 0": ({"every": 0}, ValueError, "every: expected at least 1"),
     "start 0": ({"start": 0.0}, ValueError, "start: expected a positive"),
+    "starts": ({"start": jnp.ones(2)}, ValueError, "start: expected one number"),
     "start NaN": ({"start": float("nan")}, ValueError, "start: expected a positive"),
     "loss scale 0": ({"loss_scale": 0.0}, ValueError, "loss_scale: expected a positive"),
     "overcount": ({"overcount": -1.0}, ValueError, "overcount: expected a positive"),
