@@ -73,7 +73,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     Raises:
       ValueError: if there are no logits of at least two classes, the posterior is that of a
-        regression, or an example's outputs depend on others.
+        regression or a diagonal without its `num_data`, or an example's outputs depend on others.
       TypeError: if the arguments are in another order, or `apply_fn` is not hashable.
 
     Example:
