@@ -12,6 +12,7 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.fitting._data import Sample, as_loader, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
+from l2m_optax.moments._declared import with_types
 from l2m_optax.moments._prior import Prior, declared_prior
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._laplace import laplace
@@ -111,6 +112,7 @@ def fit(
     """
     named = likelihood_named(likelihood)
     judge = judge_of(named, apply_fn)
+    opt_state = with_types(opt_state, tx, params)
     if _declares_all(opt_state, named):
         judge = _of_declared(judge)
     some = sample(data, "data", _EXAMPLES)

@@ -28,6 +28,7 @@ from l2m_optax._support.checks import (
 from l2m_optax._support.trees import align, broadcast
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, check_basis
+from l2m_optax.moments._declared import with_types
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import (
     NEGLIGIBLE,
@@ -125,6 +126,7 @@ def laplace(
     Reference:
       Perone, Silveira & Paula, L2M (arXiv 2107.04695). The scale: see the documentation.
     """
+    opt_state = with_types(opt_state, tx, params)
     moment = opt_state
     if not isinstance(opt_state, SecondMoment):
         moment = second_moment(opt_state, params, tx=tx)

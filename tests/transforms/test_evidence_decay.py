@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
-from helpers import flat, network_params
+from helpers import flat, network, network_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_readme import run_blocks
@@ -643,6 +643,28 @@ def test_laplace_takes_moment_and_prior_from_the_state():
     jax.tree.map(np.testing.assert_array_equal, explicit.prior_mean, PARAMS)
     moment = l2m.second_moment(state, PARAMS)
     assert float(laplace(moment).prior_precision) == 1.0
+
+
+def plain(state):
+    """Lists and dictionaries in place of the types, as some checkpoints have them."""
+    if hasattr(state, "_asdict"):
+        return plain(state._asdict())
+    if isinstance(state, dict):
+        return {name: plain(value) for name, value in state.items()}
+    return [plain(value) for value in state] if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_state_without_its_types_has_its_prior_and_noise(name):
+    tx = optax.chain(decay(likelihood="gaussian", **STRUCTURES[name]), optax.adam(1e-3))
+    _, state = run(tx, 120)
+    posterior, expected = laplace(plain(state), tx=tx), laplace(state)
+    jax.tree.map(np.testing.assert_array_equal, posterior, expected)
+    x, y = jax.random.normal(jax.random.key(1), (N, 4)), jnp.ones((N, 3))
+    fitted, _ = l2m.fit(
+        network, PARAMS, plain(state), tx=tx, data=(x, y), batch_size=B, likelihood="gaussian"
+    )
+    jax.tree.map(np.testing.assert_array_equal, fitted.prior_precision, expected.prior_precision)
 
 
 WRAPPERS = {
