@@ -186,6 +186,7 @@ def evidence_weight_decay(
     ) -> tuple[PyTree, EvidenceWeightDecayState]:
         _check_arguments(params, value, gaussian)
         _, moment = tracker.update(updates, state.moment, params, **extra)
+        state = state._replace(data_scale=scale())  # a training may go on with other batches
         before, state = state.count, _follow(model, decay, state, moment, updates, value)
         due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
         state = _search_if(due, model, state, updates, params)

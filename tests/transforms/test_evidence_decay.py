@@ -763,6 +763,16 @@ def test_other_numbers_than_those_of_the_training_are_refused(name, converged):
     assert np.isfinite(jax.jit(lambda state: laplace(state, **same).data_scale)(state))
 
 
+def test_a_training_that_goes_on_with_other_batches_has_their_scale(converged):
+    _, state = run(decay(batch_size=2 * B), 10, state=converged)
+    posterior = laplace(state, batch_size=2 * B)
+    np.testing.assert_allclose(posterior.data_scale, state.data_scale, rtol=1e-6)
+    gamma = l2m.tuning.effective_parameters(oracle(posterior))
+    np.testing.assert_allclose(gamma, sum(flat(state.effective_parameters)), rtol=1e-5)
+    with pytest.raises(ValueError, match="those of evidence_weight_decay"):
+        laplace(state)
+
+
 def test_a_training_checkpoint_gives_posterior_and_prior(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
     tx = optax.chain(decay(likelihood="gaussian"), optax.adam(1e-3))
