@@ -214,9 +214,10 @@ def _follow(
 
     The moment need not show a bad gradient: not each one is squared.
     """
-    loss, count = state.loss, optax.safe_increment(state.count)
+    loss, losses, count = state.loss, state.losses, optax.safe_increment(state.count)
     if value is not None:
-        share = (1.0 - decay) / bias_weight(decay, count)
+        losses = optax.safe_increment(losses)
+        share = (1.0 - decay) / bias_weight(decay, losses)
         loss = (loss + share * (jnp.asarray(value, loss.dtype) - loss)).astype(loss.dtype)
     noise = state.noise_variance
     if noise is not None:
@@ -225,7 +226,9 @@ def _follow(
         noise = jnp.where(found, residual(model, loss), noise).astype(noise.dtype)
     leaves = jax.tree.leaves((updates, moment.nu, moment.factors, loss))
     finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
+    followed = state._replace(
+        count=count, moment=moment, loss=loss, losses=losses, noise_variance=noise
+    )
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
 

@@ -49,6 +49,7 @@ class EvidenceWeightDecayState(NamedTuple):
       data_scale: the factor from the second moment to F at unit noise, which N, B and c make.
       noise_variance: s² of Gaussian observations; `None` for other likelihoods.
       loss: the running mean of the loss, 0 as long as none was passed.
+      losses: number of losses in this mean, int32: not each update need have one.
       effective_parameters: γ, a tree of numbers; that of the model is their sum.
       nats_per_parameter: $N L / \gamma$, L the mean negative log-likelihood of an observation: what
         is left of the loss for each parameter that the data determine; 0 before the first search,
@@ -71,6 +72,7 @@ class EvidenceWeightDecayState(NamedTuple):
     data_scale: Array
     noise_variance: Array | None
     loss: Array
+    losses: Array
     effective_parameters: PyTree
     nats_per_parameter: Array | None
     slopes: Array
@@ -132,6 +134,7 @@ def first_state(
         data_scale=data_scale,
         noise_variance=jnp.float32(1.0) if gaussian else None,
         loss=jnp.float32(0.0),
+        losses=jnp.int32(0),
         effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
         nats_per_parameter=None if gaussian else jnp.float32(0.0),
         slopes=jnp.zeros(4, jnp.float32),

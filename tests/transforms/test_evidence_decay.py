@@ -480,6 +480,18 @@ def test_the_loss_for_each_determined_parameter(converged):
     assert decay(likelihood="gaussian").init(PARAMS).nats_per_parameter is None
 
 
+def test_a_loss_that_is_passed_now_and_then_has_its_mean():
+    tx = decay()
+    without = jax.jit(lambda state: tx.update(gradient(0), state, PARAMS)[1])
+    state, losses = tx.init(PARAMS), (0.7, 0.3, 0.4)
+    for loss in losses:
+        for _ in range(5):
+            state = without(state)
+        _, state = update(tx, gradient(0), state, value=loss)
+    weights = 0.99 ** np.arange(3)[::-1]
+    np.testing.assert_allclose(state.loss, weights @ losses / weights.sum(), rtol=1e-5)
+
+
 def test_a_record_holds_the_state_s_numbers(converged):
     record = converged.record()
     assert int(record.step) == 2000
