@@ -65,7 +65,8 @@ def gaussian(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike = 1.0) -> 
     m = jnp.asarray(mean, statistics_dtype(mean, targets, variance))
     _check_shapes("targets", m.shape, targets)
     v = jnp.asarray(variance, m.dtype)
-    return -0.5 * (jnp.log(2 * math.pi * v) + jnp.square(targets - m) / v)
+    residuals = jnp.broadcast_to(targets, m.shape) - m
+    return -0.5 * (jnp.log(2 * math.pi * v) + jnp.square(residuals) / v)
 
 
 def heteroscedastic_gaussian(outputs: ArrayLike, targets: ArrayLike) -> Array:

@@ -57,6 +57,16 @@ REFUSALS = {
     "negative prior": (lambda: build(prior_precision=-1.0), ValueError, "prior_precision: exp"),
     "prior 0": (lambda: build(prior_precision=0.0), ValueError, "prior_precision: expected a pos"),
     "NaN temperature": (lambda: build(temperature=jnp.nan), ValueError, "temperature: expected"),
+    "three temperatures": (
+        lambda: build(temperature=jnp.ones(3)),
+        ValueError,
+        "temperature: expected one number, got shape (3,)",
+    ),
+    "a loss of each example": (
+        lambda: build(training_loss=jnp.ones(50)),
+        ValueError,
+        "training_loss: expected one number, got shape (50,); pass the mean",
+    ),
     "prior of another tree": (
         lambda: build(prior_precision={"tail": 1.0}),
         ValueError,

@@ -64,6 +64,16 @@ def check_not_negative(name: str, value: Any, remedy: str) -> None:
     _check_numbers(name, value, is_not_negative, "a finite number of at least 0", remedy)
 
 
+def check_one_number(name: str, value: Any, remedy: str) -> None:
+    """Refuse arrays with axes, which would be broadcast in silence; traced ones, too.
+
+    Raises:
+      ValueError: if the shape of `value` is not ().
+    """
+    if np.shape(value):
+        raise ValueError(complaint(name, "one number", f"shape {np.shape(value)}", remedy))
+
+
 def _check_numbers(
     name: str, value: Any, sound: Callable[[Any], Any], expected: str, remedy: str
 ) -> None:

@@ -73,7 +73,7 @@ def novelty(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
 
     Raises:
       ValueError: if there are no logits of at least two classes, the posterior is that of a
-        regression, or an example's outputs depend on others.
+        regression or a diagonal without its `num_data`, or an example's outputs depend on others.
       TypeError: if the arguments are in another order, or `apply_fn` is not hashable.
 
     Example:
@@ -108,7 +108,9 @@ def _loss_ratio(posterior: Posterior) -> Array | None:
     if posterior.training_loss is None or posterior.num_data is None:
         return None
     loss = jnp.asarray(posterior.num_data) * posterior.training_loss
-    return loss / effective_parameters(posterior)
+    gamma = effective_parameters(posterior)
+    # Draws of parameters that no data determine fit the data at every temperature.
+    return jnp.where(gamma > 0, loss / jnp.where(gamma > 0, gamma, 1.0), jnp.inf)
 
 
 def _at(

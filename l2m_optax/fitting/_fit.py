@@ -12,7 +12,9 @@ from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.fitting._data import Sample, as_loader, sample, share_seen
 from l2m_optax.fitting._judges import Judge, Pair, judge_of
 from l2m_optax.fitting._report import Candidate, Report, of_the_scale
+from l2m_optax.moments._declared import with_types
 from l2m_optax.moments._prior import Prior, declared_prior
+from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._laplace import laplace
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._report import of_the_training
@@ -110,14 +112,16 @@ def fit(
     """
     named = likelihood_named(likelihood)
     judge = judge_of(named, apply_fn)
+    opt_state = with_types(opt_state, tx, params)
     if _declares_all(opt_state, named):
         judge = _of_declared(judge)
     some = sample(data, "data", _EXAMPLES)
     held_out = None if validation is None else sample(validation, "validation", _VALIDATION)
+    held, held_by = _without_scale(opt_state, params, tx)
     start = laplace(
         params,
-        opt_state,
-        tx=tx,
+        held,
+        tx=held_by,
         num_data=(num_data or some.examples) * some.per_example,
         batch_size=_times(batch_size, some.per_example),
         loss_scale=loss_scale,
@@ -149,6 +153,18 @@ class _Found(NamedTuple):
     chosen: str
     candidates: tuple[Candidate, ...]
     posterior: Posterior
+
+
+def _without_scale(opt_state: PyTree, params: PyTree, tx: Any) -> tuple[PyTree, Any]:
+    """What `laplace` reads, and `tx`: a declared prior without the scale that it was found with.
+
+    `laplace` refuses another scale. Here the data show it, whatever the training counted as one.
+    """
+    declared = declared_prior(opt_state)
+    if declared is None:
+        return opt_state, tx
+    moment = second_moment(opt_state, params, tx=tx)
+    return (moment, declared._replace(data_scale=None)), None
 
 
 def _times(batch_size: int | Sequence[int], per_example: int) -> Any:

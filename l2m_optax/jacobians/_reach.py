@@ -140,8 +140,10 @@ class Reached(NamedTuple):
         if self.entry is None:
             variance = self.variance()
             return jnp.where(identity(len(variance)), variance, 0)
-        same = (self.entry[:, None] == self.entry) & (self.entry >= 0)
-        return self.factor[:, None] * self.factor * jnp.where(same, self._held(), 0)
+        row, column = self.entry[:, None], self.entry[None, :]
+        same = (row == column) & (column >= 0)
+        factors = self.factor[:, None] * self.factor[None, :]
+        return factors * jnp.where(same, self._held()[None, :], 0)
 
     def _held(self) -> Array:
         if self.entry is None:

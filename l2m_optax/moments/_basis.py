@@ -219,7 +219,8 @@ def _off_identity(side: Array, places: Array) -> Array:
     """
     side = jnp.asarray(side, statistics_dtype(side))
     product = _product(jnp.swapaxes(side, -1, -2), side)
-    return jnp.max(jnp.abs(product - (places[:, None] == places)))
+    identity = jnp.broadcast_to(places[:, None] == places[None, :], product.shape)
+    return jnp.max(jnp.abs(product - identity))
 
 
 def _is_one(node: Any) -> bool:

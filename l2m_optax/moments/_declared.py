@@ -56,9 +56,11 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
     """The state with the types of containers that `tx` makes, if its own were lost.
 
     Without types, as in some checkpoints, a state declares nothing. A state that has its types is
-    returned as it is, and so is one that `tx` did not make.
+    returned as it is, and so is one that `tx` did not make, or whose `tx` is not known.
     """
-    if any(declares_moment(node) for node in jax.tree.leaves(opt_state, is_leaf=declares_moment)):
+    if tx is None or any(
+        declares_moment(node) for node in jax.tree.leaves(opt_state, is_leaf=declares_moment)
+    ):
         return opt_state
     try:
         made = _shapes_of_state(tx, params)

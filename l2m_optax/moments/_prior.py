@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from l2m_optax._support.checks import complaint, path_name
+from l2m_optax._support.trees import subtrees
 from l2m_optax._support.types import ArrayLike, PyTree
 
 
@@ -17,11 +18,14 @@ class Prior(NamedTuple):
       precision: δ, a tree of numbers like the parameters; `None` where it is not known.
       mean: θ0, like the parameters; `None` for zero.
       noise_variance: s² of Gaussian observations; `None` where it was not fitted.
+      data_scale: the factor from the second moment to F, at unit noise, with which they were found;
+        `None` where it is not known.
     """
 
     precision: PyTree | None = None
     mean: PyTree | None = None
     noise_variance: ArrayLike | None = None
+    data_scale: ArrayLike | None = None
 
 
 @runtime_checkable
@@ -51,20 +55,29 @@ def _declares_prior(node: Any) -> bool:
     return isinstance(node, Prior | HoldsPrior)
 
 
-def align_precision(precision: PyTree, params: PyTree) -> PyTree:
-    """A declared prior precision in the structure of `params`, matched by path.
+def align_declared(tree: PyTree, params: PyTree, nu: PyTree, fixed: PyTree, root: str) -> PyTree:
+    """What a state declares for each parameter, in the structure of `params`, matched by path.
+
+    Args:
+      tree: what it declares, of some of the parameters.
+      params: the parameters.
+      nu: the second moment, `None` at fixed leaves.
+      fixed: like `params`: what holds for fixed leaves of which nothing is declared.
+      root: the name of `tree` in messages.
 
     Raises:
-      ValueError: if one of the parameters has none.
+      ValueError: if nothing is declared for a free leaf.
     """
-    held = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(precision)}
-
-    def find(path: Any, _: Any) -> Any:
+    held = {path_name(p, ""): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted = jax.tree_util.tree_leaves_with_path(params)
+    found = []
+    for (path, _), moment, default in zip(
+        wanted, subtrees(nu, params), jax.tree.leaves(fixed), strict=True
+    ):
         name = path_name(path, "")
-        if name not in held:
-            remedy = "pass prior_precision=: the optimizer's is for a part of the parameters only"
+        if name not in held and moment is not None:
+            remedy = f"pass {root}=: the optimizer's is for a part of the parameters only"
             got = f"no such leaf ({len(held)} others)"
-            raise ValueError(complaint(f"prior_precision{name}", "a value", got, remedy))
-        return held[name]
-
-    return jax.tree_util.tree_map_with_path(find, params)
+            raise ValueError(complaint(root + name, "a value", got, remedy))
+        found.append(held.get(name, default))
+    return jax.tree.unflatten(jax.tree.structure(params), found)

@@ -95,7 +95,7 @@ def diagnose(
         _float(None if moment.count is None else jnp.min(jnp.asarray(moment.count))),
         _float(None if moment.decay is None else jnp.max(jnp.asarray(_window(moment.decay)))),
         _float(posterior.num_data),
-        *training_of(training),
+        *map(_float, training_of(training)),
     )
 
 

@@ -67,15 +67,19 @@ def _deviation(normals: Array, leaf: Posterior) -> Array:
 @jax.jit
 def _moved(normals: Array, leaf: Posterior) -> Array:
     mean = jnp.asarray(leaf.mean, statistics_dtype(leaf.mean))
+    mean = jnp.expand_dims(mean, range(normals.ndim - mean.ndim))
     return (mean + _spread(normals, leaf)).astype(jnp.result_type(leaf.mean))
 
 
 def _spread(normals: Array, leaf: Posterior) -> Array:
     r"""Standard normals as draws of the deviation, $Q \sqrt{\sigma^2}\, \epsilon$."""
-    rotate = functools.partial(rotate_back, leaf.second_moment.basis)
+
+    def spread(normals: Array) -> Array:
+        return rotate_back(leaf.second_moment.basis, jnp.sqrt(free_variance(leaf)) * normals)
+
     for _ in range(normals.ndim - jnp.ndim(leaf.mean)):
-        rotate = jax.vmap(rotate)
-    return rotate(jnp.sqrt(free_variance(leaf)) * normals)
+        spread = jax.vmap(spread)
+    return spread(normals)
 
 
 def _one_of_each(

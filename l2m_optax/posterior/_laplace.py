@@ -14,9 +14,11 @@ from l2m_optax._support.checks import (
     check_finite,
     check_floating,
     check_not_negative,
+    check_one_number,
     check_positive,
     check_second_moment,
     complaint,
+    few,
     is_concrete,
     is_not_negative,
     is_positive,
@@ -26,9 +28,16 @@ from l2m_optax._support.checks import (
 from l2m_optax._support.trees import align, broadcast
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, check_basis
+from l2m_optax.moments._declared import with_types
 from l2m_optax.moments._identification.trace import gradient_tree
-from l2m_optax.moments._moment import SecondMoment, align_moment, check_updated, updated_weight
-from l2m_optax.moments._prior import Prior, align_precision, declared_prior
+from l2m_optax.moments._moment import (
+    NEGLIGIBLE,
+    SecondMoment,
+    align_moment,
+    check_updated,
+    updated_weight,
+)
+from l2m_optax.moments._prior import Prior, align_declared, declared_prior
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
@@ -80,7 +89,7 @@ def laplace(
         for ``mean(½(y-f)²)`` (pass 2 or 1 and let `fit_noise_variance` find s²).
       prior_precision: δ > 0, a scalar or a prefix tree of `params`; `fit_prior_precision` finds it.
         By default the one that `evidence_weight_decay` found, with its noise variance; 1 if the
-        state declares none.
+        state declares none, and at fixed leaves for which it declares none.
       prior_mean: θ0, like `params`; by default the state's, else zero. In fine-tuning, the
         pre-trained weights.
       temperature: T ≥ 0; `tune` finds it on validation data. 0 is exactly the mode: no variance.
@@ -100,7 +109,8 @@ def laplace(
         type does not show what it holds and `tx` is missing.
       ValueError: if a number is out of its range, ``batch_size >= num_data``, the batches of an
         epoch hold more than that, `params` is empty, or the state does not match it, was never
-        updated, or holds negative numbers or only zeros.
+        updated, or holds negative numbers or only zeros; if the state declares a prior that was
+        found with another F, or is that of an ensemble.
       FloatingPointError: if `params`, the second moment or `prior_mean` holds NaN or infinity.
 
     Example:
@@ -116,32 +126,35 @@ def laplace(
     Reference:
       Perone, Silveira & Paula, L2M (arXiv 2107.04695). The scale: see the documentation.
     """
+    opt_state = with_types(opt_state, tx, params)
     moment = opt_state
     if not isinstance(opt_state, SecondMoment):
         moment = second_moment(opt_state, params, tx=tx)
     params = gradient_tree(params)
     _check_params(params)
     declared = declared_prior(opt_state) or Prior()
-    if prior_precision is None:
-        prior_precision = _default_precision(declared, params)
-    prior_mean = declared.mean if prior_mean is None else prior_mean
     moment = _sound_moment(align_moment(moment, params), centered)
+    scale = data_scale(num_data, batch_size, moment.micro_steps, loss_scale, with_replacement)
+    if prior_precision is None:
+        prior_precision = _default_precision(declared, params, moment.nu)
+    if prior_mean is None and declared.mean is not None:
+        prior_mean = align_declared(declared.mean, params, moment.nu, params, "prior_mean")
     if prior_mean is not None:
         prior_mean = _check_prior_mean(prior_mean, params)
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     remedy = "pass 1 for the posterior itself, 0 for the mode"
     check_not_negative("temperature", temperature, remedy)
+    check_one_number("temperature", temperature, remedy)
     if training_loss is not None:
         remedy = "pass the mean negative log-likelihood, in nats, or leave it out"
         check_not_negative("training_loss", training_loss, remedy)
+        check_one_number("training_loss", training_loss, remedy)
         training_loss = or_nan(_scalar(training_loss), is_not_negative)
     _check_prior_precision(prior_precision, params, moment.basis)
     return Posterior(
         mean=params,
         second_moment=moment,
-        data_scale=data_scale(
-            num_data, batch_size, moment.micro_steps, loss_scale, with_replacement
-        ),
+        data_scale=_of_the_training(scale, declared.data_scale),
         prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
         temperature=or_nan(_scalar(temperature), is_not_negative),
@@ -151,11 +164,41 @@ def laplace(
     )
 
 
-def _default_precision(declared: Prior, params: PyTree) -> PyTree:
+def _default_precision(declared: Prior, params: PyTree, nu: PyTree) -> PyTree:
     """The prior precision that the state declares, or else 1."""
     if declared.precision is None:
         return 1.0
-    return align_precision(declared.precision, params)
+    ones = jax.tree.map(lambda _: 1.0, params)
+    found = align_declared(declared.precision, params, nu, ones, "prior_precision")
+    for path, delta in jax.tree_util.tree_leaves_with_path(found):
+        if jnp.shape(delta):
+            where, got = path_name(path, "prior_precision"), f"shape {jnp.shape(delta)}"
+            remedy = "for an ensemble use jax.vmap(lambda p, s: laplace(p, s, ...))(params, states)"
+            raise ValueError(complaint(where, "one number from the state", got, remedy))
+    return found
+
+
+def _of_the_training(scale: jax.Array, declared: ArrayLike | None) -> jax.Array:
+    """The data scale, which is the one with which the declared prior was found.
+
+    Raises:
+      ValueError: if it is another, for then F is not the one that the prior belongs to.
+    """
+    if declared is None:
+        return scale
+    if not (is_concrete(scale) and is_concrete(declared)):
+        return jnp.where(_are_alike(scale / declared), scale, jnp.nan)
+    ratio = np.asarray(scale) / np.asarray(declared)
+    if not np.all(_are_alike(ratio)):
+        where, expected = "num_data, batch_size or loss_scale", "those of evidence_weight_decay"
+        got = f"others, with {few(np.ravel(ratio))} times the F that its prior was found with"
+        remedy = "pass the same numbers, or second_moment(opt_state, params) and prior_precision="
+        raise ValueError(complaint(where, expected, got, remedy))
+    return scale
+
+
+def _are_alike(ratio: Any) -> Any:
+    return abs(ratio - 1.0) <= NEGLIGIBLE
 
 
 def _check_params(params: PyTree) -> None:

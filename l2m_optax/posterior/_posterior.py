@@ -33,7 +33,8 @@ class Posterior(NamedTuple):
       noise_variance: variance of Gaussian observations, shape (); 1 unless it was fitted.
       num_data: N, number of training examples, shape (); `None` where unknown.
       training_loss: L, the mean negative log-likelihood of a training observation at the mode, in
-        nats, shape (); `None` where unknown. `decisions.novelty` takes its temperature from it.
+        nats, shape (); `None` where unknown, as after `tuning.calibrate_logits`.
+        `decisions.novelty` takes its temperature from it.
     """
 
     mean: PyTree

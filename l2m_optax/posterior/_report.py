@@ -155,7 +155,7 @@ def _of_the_scale(ratio: float) -> Iterator[str]:
 
 def of_the_training(training: Training) -> Iterator[str]:
     """What to think of a decay by the evidence: a fit that is almost perfect, or not at its end."""
-    nats, balance, error = map(float, training)
+    nats, balance, error = (float(np.asarray(number)) for number in training)
     if nats < PERFECT:
         yield (
             f"the loss is {nats:.2g} nats for each parameter that the data determine: they are "

@@ -15,7 +15,8 @@ def scale_leaves(posterior: Posterior, leaves: PyTree, factor: ArrayLike) -> Pos
 
     If the outputs are linear in these leaves, without a constant, they are multiplied by c. Nothing
     else changes: the variance is multiplied by c², and F, δ and the squared gradients are divided
-    by it, so that every parameter is as well determined as before.
+    by it, so that every parameter is as well determined as before. The training loss of the new
+    outputs is not known.
 
     Args:
       posterior: a `Posterior`.
@@ -37,6 +38,7 @@ def scale_leaves(posterior: Posterior, leaves: PyTree, factor: ArrayLike) -> Pos
         ),
         prior_precision=times(-2, broadcast(prior, posterior.mean)),
         prior_mean=None if posterior.prior_mean is None else times(1, posterior.prior_mean),
+        training_loss=None,
     )
 
 

@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from l2m_optax._support.types import Array, PyTree
+from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.transforms import EvidenceWeightDecayState
+
+_UNKNOWN = np.full((), np.nan, np.float32)
+"""Not computed, so that `jax_debug_nans` does not take it for a mistake."""
 
 
 class Training(NamedTuple):
@@ -20,9 +24,9 @@ class Training(NamedTuple):
       balance_error: NaN also before the second search.
     """
 
-    nats_per_parameter: Array
-    balance: Array
-    balance_error: Array
+    nats_per_parameter: ArrayLike
+    balance: ArrayLike
+    balance_error: ArrayLike
 
 
 def training_of(opt_state: PyTree) -> Training:
@@ -45,9 +49,10 @@ def training_of(opt_state: PyTree) -> Training:
     return Training(_number(state.nats_per_parameter), state.balance, state.balance_error)
 
 
-def _number(value: Any) -> Array:
+def _number(value: Any) -> ArrayLike:
     """The number, if it is positive, else NaN."""
-    value = jnp.asarray(jnp.nan if value is None else value, jnp.float32)
+    if value is None:
+        return _UNKNOWN
     return jnp.where(value > 0, value, jnp.nan)
 
 

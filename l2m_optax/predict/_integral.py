@@ -128,7 +128,7 @@ def _root(covariance: Array) -> Array:
     positive definite.
     """
     number = covariance.shape[-1]
-    identity = np.eye(number, dtype=covariance.dtype)
+    identity = jnp.broadcast_to(np.eye(number, dtype=covariance.dtype), covariance.shape)
     variance = jnp.sum(jnp.where(identity > 0, covariance, 0), axis=-1, keepdims=True)
     positive = variance > 0
     safe = jnp.sqrt(jnp.where(positive, variance, 1.0))  # a root of 0 has no derivative

@@ -61,7 +61,7 @@ def _linearized_at(
         key, apply_fn, unit, inputs, num_samples, chunk_size, antithetic=True
     )
     moves = if_independent(moves, influence(apply_fn, unit.mean, inputs))
-    return lambda log_temperature: outputs + jnp.exp(0.5 * log_temperature) * moves
+    return lambda log_temperature: outputs[None] + jnp.exp(0.5 * log_temperature) * moves
 
 
 def _monte_carlo_at(

@@ -90,7 +90,7 @@ def _linearized(
     tangent = _itself if chunk_size is None else _drawn(posterior)
     outputs, moves = _along(tangent, stacked, apply_fn, posterior, inputs, chunk_size)
     coupled = influence(apply_fn, posterior.mean, inputs)
-    return if_independent(outputs, coupled) + moves, coupled
+    return if_independent(outputs, coupled)[None] + moves, coupled
 
 
 def output_deviations(
@@ -116,7 +116,7 @@ def outputs_of_deviations(
 ) -> Array:
     """The linearised outputs of S stacked deviations of the parameters."""
     outputs, moves = _along(_itself, stacked, apply_fn, posterior, inputs, chunk_size)
-    return outputs + moves
+    return outputs[None] + moves
 
 
 def _itself(deviation: PyTree) -> PyTree:

@@ -157,7 +157,7 @@ def _covariance(linearised: Linearised, chosen: Array | None, size: int, width: 
 
     def pulled(r: Array, s: Array) -> Array:
         flat = r.reshape(len(r), -1)
-        return (flat * jnp.ravel(s)) @ flat.T
+        return (flat * jnp.ravel(s)[None, :]) @ flat.T
 
     factors = _over_units(factors_of, chosen, size, width) if weights else []
     reached = (part.covariance() for part in _reached(linearised, chosen))

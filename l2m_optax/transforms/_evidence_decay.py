@@ -15,6 +15,7 @@ from l2m_optax._support.checks import (
     check_count,
     check_finite,
     check_floating,
+    check_one_number,
     check_positive,
     complaint,
 )
@@ -84,8 +85,8 @@ def evidence_weight_decay(
     ``optax.chain(evidence_weight_decay(num_data=N, batch_size=B), optax.adam(1e-3))``, without
     another weight decay. Pass the parameters to ``update``. Afterwards
     ``laplace(params, opt_state, num_data=N, batch_size=B)`` has this second moment and this prior,
-    and so has `fit`. Inside `optax.MultiSteps`, which averages k gradients, pass ``batch_size=k*B``
-    here.
+    and so has `fit`. `laplace` refuses numbers that make another F. `optax.MultiSteps` averages k
+    gradients: inside of it pass ``batch_size=k*B`` here.
 
     With ``update(..., value=loss)``, the loss of the batch without the decay, ``log_evidence`` of
     the state is the log evidence itself. It shows how a training goes. It need not rank networks of
@@ -100,6 +101,7 @@ def evidence_weight_decay(
 
     ``update(..., moment_updates=)`` is passed on to `track_second_moment`. Where gradients or loss
     are NaN or infinite, the state stays as it was but for ``skipped``, which counts such updates.
+    The numbers of an ensemble that `jax.vmap` trains have a leading axis.
 
     Args:
       num_data: N, number of training examples: of what the loss averages over, as in `laplace`.
@@ -154,14 +156,16 @@ def evidence_weight_decay(
       MacKay, A practical Bayesian framework for backpropagation networks (1992); Immer et al.,
       Scalable marginal likelihood estimation (2021, arXiv 2104.04975), by passes over the data.
     """
-    check_positive("start", start, "pass a prior precision, such as 1")
+    remedy = "pass a prior precision, such as 1"
+    check_positive("start", start, remedy)
+    check_one_number("start", start, remedy)
     check_count("every", every)
     usual, of_moment, of_search = _usual(structure, every)
     overcount = usual if overcount is None else overcount
     check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
     scale = functools.partial(data_scale, num_data, batch_size, 1, loss_scale, with_replacement)
     scale()  # refuses bad numbers now
-    model = Model(num_data, scale, loss_scale, overcount, groups, of_search)
+    model = Model(num_data, loss_scale, overcount, groups, of_search)
     gaussian = _is_gaussian(likelihood)
     tracker = track_second_moment(
         decay, structure=structure, every=of_moment, max_side=max_side, max_bytes=max_bytes
@@ -170,7 +174,7 @@ def evidence_weight_decay(
     def init(params: PyTree) -> EvidenceWeightDecayState:
         _check_params(params, groups)
         mean = None if prior_mean is None else _copy(prior_mean, params)
-        return first_state(tracker.init(params), params, start, mean, gaussian)
+        return first_state(tracker.init(params), params, start, mean, scale(), gaussian)
 
     def update(
         updates: PyTree,
@@ -182,7 +186,8 @@ def evidence_weight_decay(
     ) -> tuple[PyTree, EvidenceWeightDecayState]:
         _check_arguments(params, value, gaussian)
         _, moment = tracker.update(updates, state.moment, params, **extra)
-        before, state = state.count, _follow(model, decay, state, moment, value)
+        state = state._replace(data_scale=scale())  # a training may go on with other batches
+        before, state = state.count, _follow(model, decay, state, moment, updates, value)
         due = (state.count > before) & (state.count >= WARM_UP) & (state.count % of_search == 0)
         state = _search_if(due, model, state, updates, params)
         return _decayed(model, updates, state, params), state
@@ -202,21 +207,28 @@ def _follow(
     decay: float,
     state: EvidenceWeightDecayState,
     moment: TrackSecondMomentState,
+    updates: PyTree,
     value: ArrayLike | None,
 ) -> EvidenceWeightDecayState:
-    """The state with the new moment and loss; as it was where one of them is not finite."""
-    loss, count = state.loss, optax.safe_increment(state.count)
+    """The state with the new moment and loss; as it was where one of them is not finite.
+
+    The moment need not show a bad gradient: not each one is squared.
+    """
+    loss, losses, count = state.loss, state.losses, optax.safe_increment(state.count)
     if value is not None:
-        share = (1.0 - decay) / bias_weight(decay, count)
+        losses = optax.safe_increment(losses)
+        share = (1.0 - decay) / bias_weight(decay, losses)
         loss = (loss + share * (jnp.asarray(value, loss.dtype) - loss)).astype(loss.dtype)
     noise = state.noise_variance
     if noise is not None:
         # Nothing else is known of the noise before the first search.
         found = (count < WARM_UP) & (loss > 0)
         noise = jnp.where(found, residual(model, loss), noise).astype(noise.dtype)
-    leaves = jax.tree.leaves((moment.nu, moment.factors, loss))
+    leaves = jax.tree.leaves((updates, moment.nu, moment.factors, loss))
     finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    followed = state._replace(count=count, moment=moment, loss=loss, noise_variance=noise)
+    followed = state._replace(
+        count=count, moment=moment, loss=loss, losses=losses, noise_variance=noise
+    )
     skipped = state._replace(skipped=optax.safe_increment(state.skipped))
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), followed, skipped)
 
@@ -276,9 +288,8 @@ def _check_arguments(params: PyTree | None, value: ArrayLike | None, gaussian: b
     if value is None and gaussian:
         remedy = "call tx.update(grads, state, params, value=loss)"
         raise ValueError(complaint("value", "the loss, which shows the noise", "None", remedy))
-    if value is not None and jnp.shape(value):
-        remedy = "pass the mean over the batch"
-        raise ValueError(complaint("value", "one number", f"shape {jnp.shape(value)}", remedy))
+    if value is not None:
+        check_one_number("value", value, "pass the mean over the batch")
 
 
 def _is_gaussian(likelihood: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +30,6 @@ class Model(NamedTuple):
 
     Attributes:
       num_data: N.
-      data_scale: the scale of F for unit noise, as a function, so that nothing is traced too early.
       loss_scale: c for unit noise.
       overcount: what F is divided by.
       groups: labels of the leaves that share a prior precision.
@@ -39,7 +37,6 @@ class Model(NamedTuple):
     """
 
     num_data: int
-    data_scale: Callable[[], Array]
     loss_scale: float
     overcount: float
     groups: Labels
@@ -133,7 +130,7 @@ def effective_parameters(model: Model, state: EvidenceWeightDecayState, nu: PyTr
 def _data_precision(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
     """F, divided by the overcount."""
     noise = 1.0 if state.noise_variance is None else state.noise_variance
-    scale = model.data_scale() / model.overcount / jnp.square(noise)
+    scale = state.data_scale / model.overcount / jnp.square(noise)
     return jax.tree.map(lambda mean: scale * mean, nu)
 
 

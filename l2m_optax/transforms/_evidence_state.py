@@ -46,8 +46,10 @@ class EvidenceWeightDecayState(NamedTuple):
       moment: the `TrackSecondMomentState` of the gradients.
       prior_precision: δ, a tree of numbers; leaves of a group have the same.
       prior_mean: θ0, like the parameters; `None` for zero.
+      data_scale: the factor from the second moment to F at unit noise, which N, B and c make.
       noise_variance: s² of Gaussian observations; `None` for other likelihoods.
       loss: the running mean of the loss, 0 as long as none was passed.
+      losses: number of losses in this mean, int32: not each update need have one.
       effective_parameters: γ, a tree of numbers; that of the model is their sum.
       nats_per_parameter: $N L / \gamma$, L the mean negative log-likelihood of an observation: what
         is left of the loss for each parameter that the data determine; 0 before the first search,
@@ -67,8 +69,10 @@ class EvidenceWeightDecayState(NamedTuple):
     moment: TrackSecondMomentState
     prior_precision: PyTree
     prior_mean: PyTree | None
+    data_scale: Array
     noise_variance: Array | None
     loss: Array
+    losses: Array
     effective_parameters: PyTree
     nats_per_parameter: Array | None
     slopes: Array
@@ -83,13 +87,15 @@ class EvidenceWeightDecayState(NamedTuple):
         It is 1 at a mode of the two. It is larger where the weights are still on their way out, and
         smaller where δ has risen and they are on their way back; NaN before the first search.
         """
-        return self.slopes[0] / self.slopes[3]
+        fall, _, _, rise = jnp.moveaxis(self.slopes, -1, 0)
+        return fall / rise
 
     @property
     def balance_error(self) -> Array:
         """The standard error of `balance` over batches; NaN before the second search."""
-        spread = jnp.maximum(self.slopes[1] - jnp.square(self.slopes[0]), 0.0)
-        return jnp.sqrt(spread * self.slopes[2]) / self.slopes[3]
+        fall, square, ratio, rise = jnp.moveaxis(self.slopes, -1, 0)
+        spread = jnp.maximum(square - jnp.square(fall), 0.0)
+        return jnp.sqrt(spread * ratio) / rise
 
     def read_second_moment(self) -> SecondMoment:
         """The `SecondMoment` of the gradients: the state's own arrays, or in their eigenbases."""
@@ -97,7 +103,7 @@ class EvidenceWeightDecayState(NamedTuple):
 
     def read_prior(self) -> Prior:
         """The prior that the evidence found, and the noise."""
-        return Prior(self.prior_precision, self.prior_mean, self.noise_variance)
+        return Prior(self.prior_precision, self.prior_mean, self.noise_variance, self.data_scale)
 
     def record(self) -> EvidenceRecord:
         """What `plot.training` draws of this step."""
@@ -116,6 +122,7 @@ def first_state(
     params: PyTree,
     start: float,
     prior_mean: PyTree | None,
+    data_scale: Array,
     gaussian: bool,
 ) -> EvidenceWeightDecayState:
     """The state before the first update."""
@@ -124,8 +131,10 @@ def first_state(
         moment=moment,
         prior_precision=jax.tree.map(lambda _: jnp.float32(start), params),
         prior_mean=prior_mean,
+        data_scale=data_scale,
         noise_variance=jnp.float32(1.0) if gaussian else None,
         loss=jnp.float32(0.0),
+        losses=jnp.int32(0),
         effective_parameters=jax.tree.map(lambda _: jnp.float32(0.0), params),
         nats_per_parameter=None if gaussian else jnp.float32(0.0),
         slopes=jnp.zeros(4, jnp.float32),

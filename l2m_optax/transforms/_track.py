@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2m_optax._support.checks import check_count, complaint, path_name
+from l2m_optax._support.checks import check_count, complaint, few, path_name
 from l2m_optax._support.trees import statistics_dtype, subtrees
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.jacobians._examples import RootMeanSquares
@@ -82,7 +82,8 @@ def track_second_moment(
     the `batch_size` of one micro-batch to `laplace`. This way large batches keep their noise. If g
     is a function without arguments that returns gradients, it is called only when the mean is
     updated. With a `structure`, g must be gradients with their signs: `root_mean_square` of
-    `second_moment_of_examples` is refused.
+    `second_moment_of_examples` is refused. `optax.MultiSteps` does not average g over its k
+    batches: give `laplace` the state inside, ``state.inner_opt_state``, without ``tx=``.
 
     Args:
       decay: β, at least 0 and below 1; the mean looks back over ``(1 + β) / (1 - β)`` updates.
@@ -103,8 +104,8 @@ def track_second_moment(
       ValueError: if `decay` is outside of [0, 1), or `every`, `max_side` or `max_bytes` below 1.
         From ``init``, if `structure` holds another label or is no prefix of the parameters, or the
         products take more than `max_bytes`. From ``update``, if `moment_updates` are not shaped
-        like the parameters, or like a stack of them, or if they are roots of mean squares and
-        products are kept.
+        like the parameters, or like stacks of them of one length, or if they are roots of mean
+        squares and products are kept.
       TypeError: if `every`, `max_side` or `max_bytes` is no integer.
 
     Example:
@@ -207,6 +208,7 @@ def _followed(
         return mean + share.astype(mean.dtype) * (new - mean)
 
     stacks = jax.tree_util.tree_map_with_path(_stack, state.nu, gradients)
+    _check_alike(stacks)
     nu = jax.tree.map(lambda n, g: follow(n, jnp.mean(jnp.square(g), axis=0)), state.nu, stacks)
     if state.factors is None:
         return state._replace(count=count, nu=nu)
@@ -217,6 +219,19 @@ def _followed(
         for held, g in pairs
     ]
     return state._replace(count=count, nu=nu, factors=jax.tree.unflatten(treedef, factors))
+
+
+def _check_alike(stacks: PyTree) -> None:
+    """Refuse stacks of different numbers of micro-batches, which have no one batch size.
+
+    Raises:
+      ValueError: if the first axes differ.
+    """
+    sizes = sorted({len(stack) for stack in jax.tree.leaves(stacks)})
+    if len(sizes) > 1:
+        expected, got = "as many micro-batches of each leaf", few(sizes)
+        remedy = "pass gradients like the parameters, or all stacked along one leading axis"
+        raise ValueError(complaint("moment_updates", expected, got, remedy))
 
 
 def _stack(path: Any, nu: Array, g: Array) -> Array:

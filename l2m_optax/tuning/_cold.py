@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import broadcast
 from l2m_optax._support.types import Array, ArrayLike
 from l2m_optax.moments._evidence import OVERCOUNT, determined
@@ -39,6 +40,9 @@ def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
     Returns:
       T, a scalar: at most 0.01 of a diagonal.
 
+    Raises:
+      ValueError: if the posterior does not know its `num_data`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import l2m_optax as l2m
@@ -47,6 +51,10 @@ def cold_temperature(posterior: Posterior, num_classes: ArrayLike) -> Array:
       >>> print(f"{l2m.tuning.cold_temperature(posterior, 2):.6f}")
       0.000300
     """
+    if posterior.num_data is None:
+        remedy = "pass posterior._replace(num_data=N)"
+        expected = "the number of training examples"
+        raise ValueError(complaint("posterior.num_data", expected, "None", remedy))
     data = data_precision(posterior)
     prior = broadcast(posterior.prior_precision, data)
     gammas = jax.tree.map(lambda f, d: jnp.sum(determined(f, d)), data, prior)

@@ -52,8 +52,9 @@ def calibrate_logits(
 
     The outputs are scaled where they are linear in the parameters: the last layer's leaves are
     multiplied by s, with their prior and their variance. So ``posterior.mean`` holds a network with
-    scaled logits, for every function and for use without a posterior. If there is no such layer, s
-    is 1.
+    scaled logits, for every function and for use without a posterior. Its ``training_loss`` is
+    `None`, for the loss of scaled logits is another one. If there is no such layer, s is 1. If s is
+    1, only the temperature changes.
 
     Args:
       apply_fn: ``apply_fn(params, inputs) -> logits`` of shape (N, ..., K); hashable.
@@ -100,7 +101,7 @@ def calibrate_logits(
     sums = of_settings(apply_fn, posterior, inputs, labels, settings, data)
     best = jnp.argmin(smoothed(sums, data.size))
     temperature, scale = settings.temperature[best], settings.logit_scale[best]
-    if leaves is not None:
+    if leaves is not None and scale != 1.0:
         posterior = scale_leaves(posterior, leaves, scale)
     edge = is_edge(temperature, temperatures) | _is_at_an_end(scale)
     values = {"logit_scale": scale, "temperature": temperature}

@@ -106,7 +106,7 @@ def _exact(
     if objective.labels:
         moves = offsets(output_covariance(apply_fn, posterior, inputs, chunk_size=chunk_size))
         return lambda log_temperature: _of_draws(
-            objective, posterior, outputs + jnp.exp(0.5 * log_temperature) * moves, y
+            objective, posterior, outputs[None] + jnp.exp(0.5 * log_temperature) * moves, y
         )
     epistemic = output_variance(apply_fn, posterior, inputs, chunk_size=chunk_size)
     noise = posterior.noise_variance

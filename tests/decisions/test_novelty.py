@@ -75,6 +75,15 @@ def test_the_temperature_is_the_loss_over_the_parameters_that_the_data_determine
     np.testing.assert_allclose(found, expected, rtol=4e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_what_no_data_determine_is_as_wide_as_its_prior(loss):
+    posterior = posterior_at(0.0)
+    moment = l2m.SecondMoment(nu=jnp.zeros((2, 3)))
+    posterior = posterior._replace(second_moment=moment, training_loss=jnp.float32(loss))
+    expected = l2m.classify(linear, posterior._replace(temperature=jnp.ones(())), X).total
+    np.testing.assert_allclose(novelty(linear, posterior, X), expected, rtol=1e-5)
+
+
 def test_it_is_deterministic():
     found = [novelty(linear, posterior_at(0.1), X) for _ in range(2)]
     np.testing.assert_array_equal(*found)

@@ -144,6 +144,14 @@ def test_a_stack_of_micro_batches_is_averaged():
     check(l2m.second_moment(state, PARAMS), GRADS[:2], 1 - 1e-12)
 
 
+def test_stacks_of_different_numbers_are_refused():
+    tx = tracked()
+    stack = jax.tree.map(lambda *g: jnp.stack(g), *GRADS[:2])
+    mixed = {**GRADS[0], next(iter(stack)): next(iter(stack.values()))}
+    with pytest.raises(ValueError, match=r"moment_updates: expected as many .*, got 1, 2; pass"):
+        tx.update(GRADS[0], tx.init(PARAMS), moment_updates=mixed)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_roots_of_mean_squares_are_refused_where_products_are_kept(every):
     squares = jax.tree.map(jnp.square, GRADS[0])

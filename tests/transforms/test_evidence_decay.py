@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
-from helpers import flat, network_params
+from helpers import flat, network, network_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_readme import run_blocks
@@ -82,7 +82,8 @@ def converged():
     return run(decay(), 2000)[1]
 
 
-PRIOR_MEANS = {"zero": None, "another": jax.tree.map(lambda p: p - 0.1, PARAMS)}
+ORIGIN = jax.tree.map(lambda p: p - 0.1, PARAMS)
+PRIOR_MEANS = {"zero": None, "another": ORIGIN}
 
 
 @pytest.mark.parametrize(("prior_mean", "loss_scale"), [("zero", 32.0), ("another", 1.0)])
@@ -229,6 +230,15 @@ def test_a_linear_regression_finds_the_exact_evidence():
     np.testing.assert_allclose(found.effective_parameters["w"], gamma, rtol=0.03)
     np.testing.assert_allclose(found.prior_precision["w"], delta, rtol=0.05)
     assert not found.edge["w"]
+    # The posterior, from the same numbers, has the squared gradients of all examples.
+    residual = y - x @ jnp.asarray(w, jnp.float32)
+    squares = jnp.sum(jnp.square(x * residual[:, None]), axis=0) / s2**2
+    posterior = l2m.laplace(params, state, num_data=N, batch_size=B)
+    np.testing.assert_allclose(l2m.variance(posterior)["w"], 1 / (squares + delta), rtol=0.05)
+    precision = jnp.square(x).sum(0) / s2 + delta
+    likelihood = -0.5 * (N * np.log(2 * np.pi * s2) + jnp.sum(jnp.square(residual)) / s2)
+    penalty = delta * np.sum(np.square(w)) + jnp.sum(jnp.log(precision / delta))
+    np.testing.assert_allclose(found.log_evidence, likelihood - 0.5 * penalty, atol=2.0)
     # It is at the mode of the two, as far as the noise of batches shows.
     assert abs(float(found.balance) - 1.0) < 3 * float(found.balance_error)
 
@@ -370,6 +380,12 @@ def test_members_of_an_ensemble_have_a_prior_each():
         flat(alone.prior_precision),
         rtol=1e-4,
     )
+    for number in ("balance", "balance_error"):
+        np.testing.assert_allclose(getattr(both, number)[1], getattr(alone, number), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"prior_precision\['body'\].*got shape \(2,\).*jax.vmap"):
+        l2m.laplace(params, both, num_data=N, batch_size=B)
+    posteriors = jax.vmap(lambda p, s: l2m.laplace(p, s, num_data=N, batch_size=B))(params, both)
+    assert posteriors.prior_precision["head"]["bias"].shape == (2,)
 
 
 def run_inside(tx, steps, params, state):
@@ -464,6 +480,18 @@ def test_the_loss_for_each_determined_parameter(converged):
     assert decay(likelihood="gaussian").init(PARAMS).nats_per_parameter is None
 
 
+def test_a_loss_that_is_passed_now_and_then_has_its_mean():
+    tx = decay()
+    without = jax.jit(lambda state: tx.update(gradient(0), state, PARAMS)[1])
+    state, losses = tx.init(PARAMS), (0.7, 0.3, 0.4)
+    for loss in losses:
+        for _ in range(5):
+            state = without(state)
+        _, state = update(tx, gradient(0), state, value=loss)
+    weights = 0.99 ** np.arange(3)[::-1]
+    np.testing.assert_allclose(state.loss, weights @ losses / weights.sum(), rtol=1e-5)
+
+
 def test_a_record_holds_the_state_s_numbers(converged):
     record = converged.record()
     assert int(record.step) == 2000
@@ -503,6 +531,16 @@ def test_bad_gradients_leave_the_state_as_it_was(converged, bad):
         updates["body"]["kernel"][0, 0], bad if bad != 1e30 else jnp.float32(1e30)
     )
     assert np.all(np.isfinite(flat(updates["head"])))
+
+
+def test_a_bad_gradient_that_no_moment_sees_leaves_the_state_as_it_was():
+    """At a search: between two updates of the moment, and where other gradients are squared."""
+    cases = decay(**STRUCTURED), {}, 159, decay(), {"moment_updates": gradient(0)}, 109
+    for tx, given, steps in (cases[:3], cases[3:]):
+        _, before = run(tx, steps)
+        after = tx.update(with_bad(jnp.nan), before, PARAMS, value=0.7, **given)[1]
+        assert int(after.skipped) == 1
+        jax.tree.map(np.testing.assert_array_equal, after._replace(skipped=before.skipped), before)
 
 
 def test_a_bad_loss_leaves_the_state_as_it_was(converged):
@@ -553,6 +591,7 @@ REFUSALS = {
     "decay 1": ({"decay": 1.0}, ValueError, "decay: expected 0 <= decay < 1"),
     "every 0": ({"every": 0}, ValueError, "every: expected at least 1"),
     "start 0": ({"start": 0.0}, ValueError, "start: expected a positive"),
+    "starts": ({"start": jnp.ones(2)}, ValueError, "start: expected one number"),
     "start NaN": ({"start": float("nan")}, ValueError, "start: expected a positive"),
     "loss scale 0": ({"loss_scale": 0.0}, ValueError, "loss_scale: expected a positive"),
     "overcount": ({"overcount": -1.0}, ValueError, "overcount: expected a positive"),
@@ -618,6 +657,28 @@ def test_laplace_takes_moment_and_prior_from_the_state():
     assert float(laplace(moment).prior_precision) == 1.0
 
 
+def plain(state):
+    """Lists and dictionaries in place of the types, as some checkpoints have them."""
+    if hasattr(state, "_asdict"):
+        return plain(state._asdict())
+    if isinstance(state, dict):
+        return {name: plain(value) for name, value in state.items()}
+    return [plain(value) for value in state] if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_state_without_its_types_has_its_prior_and_noise(name):
+    tx = optax.chain(decay(likelihood="gaussian", **STRUCTURES[name]), optax.adam(1e-3))
+    _, state = run(tx, 120)
+    posterior, expected = laplace(plain(state), tx=tx), laplace(state)
+    jax.tree.map(np.testing.assert_array_equal, posterior, expected)
+    x, y = jax.random.normal(jax.random.key(1), (N, 4)), jnp.ones((N, 3))
+    fitted, _ = l2m.fit(
+        network, PARAMS, plain(state), tx=tx, data=(x, y), batch_size=B, likelihood="gaussian"
+    )
+    jax.tree.map(np.testing.assert_array_equal, fitted.prior_precision, expected.prior_precision)
+
+
 WRAPPERS = {
     "tx": lambda tx: tx,
     "exposed": l2m.expose_second_moment,
@@ -670,6 +731,58 @@ def test_the_prior_of_a_part_of_the_parameters_is_not_one_of_the_rest():
         laplace(state, tx=optax.chain(tx, optax.adam(1e-3)))
     explicit = laplace(state, tx=optax.chain(tx, optax.adam(1e-3)), prior_precision=2.0)
     assert explicit.prior_precision == 2.0
+
+
+def test_frozen_leaves_need_no_prior():
+    """They are fixed: the prior of those that are trained is that of the state."""
+    inner = optax.chain(decay(prior_mean={"head": ORIGIN["head"]}), optax.adam(1e-3))
+    tx = optax.partition(
+        {"trained": inner, "frozen": optax.set_to_zero()}, {"body": "frozen", "head": "trained"}
+    )
+    _, state = run(tx, 120)
+    posterior = laplace(state, tx=tx)
+    declared = state.inner_states["trained"].inner_state[0].prior_precision["head"]
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_precision["head"], declared)
+    assert posterior.second_moment.nu["body"]["kernel"] is None
+    assert posterior.prior_precision["body"]["kernel"] == 1.0
+    jax.tree.map(np.testing.assert_array_equal, posterior.prior_mean["head"], ORIGIN["head"])
+    assert posterior.prior_mean["body"]["kernel"] is PARAMS["body"]["kernel"]
+
+
+OTHER_NUMBERS = {
+    "num_data": {"num_data": 2 * N},
+    "batch_size": {"batch_size": 2 * B},
+    "loss_scale": {"loss_scale": 2.0},
+    "with_replacement": {"with_replacement": True, "num_data": 50},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBERS)
+def test_other_numbers_than_those_of_the_training_are_refused(name, converged):
+    """The prior was found with an F that they make another."""
+    state = converged
+    if name == "with_replacement":
+        state = run(decay(num_data=50), 110)[1]
+    with pytest.raises(
+        ValueError, match=r"num_data, .*those of evidence_weight_decay.*times.*second_"
+    ):
+        laplace(state, **OTHER_NUMBERS[name])
+    traced = jax.jit(lambda state: laplace(state, **OTHER_NUMBERS[name]).data_scale)(state)
+    assert np.isnan(traced)
+    moment = l2m.second_moment(state, PARAMS)
+    assert np.isfinite(laplace(moment, **OTHER_NUMBERS[name]).data_scale)
+    same = {"num_data": 50} if name == "with_replacement" else {}
+    assert np.isfinite(jax.jit(lambda state: laplace(state, **same).data_scale)(state))
+
+
+def test_a_training_that_goes_on_with_other_batches_has_their_scale(converged):
+    _, state = run(decay(batch_size=2 * B), 10, state=converged)
+    posterior = laplace(state, batch_size=2 * B)
+    np.testing.assert_allclose(posterior.data_scale, state.data_scale, rtol=1e-6)
+    gamma = l2m.tuning.effective_parameters(oracle(posterior))
+    np.testing.assert_allclose(gamma, sum(flat(state.effective_parameters)), rtol=1e-5)
+    with pytest.raises(ValueError, match="those of evidence_weight_decay"):
+        laplace(state)
 
 
 def test_a_training_checkpoint_gives_posterior_and_prior(tmp_path):

@@ -42,3 +42,8 @@ def test_a_diagonal_counts_ten_times(basis, weights):
 def test_more_parameters_than_numbers_make_it_no_higher(basis, most):
     posterior = posterior_with(basis)._replace(num_data=1)
     np.testing.assert_allclose(l2m.tuning.cold_temperature(posterior, 2), most, rtol=1e-6)
+
+
+def test_an_unknown_number_of_data_is_asked_for():
+    with pytest.raises(ValueError, match=r"posterior.num_data: expected the number.*num_data=N"):
+        l2m.tuning.cold_temperature(posterior_with(None)._replace(num_data=None), 2)

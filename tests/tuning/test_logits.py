@@ -117,6 +117,18 @@ def test_the_best_pair_is_found(posterior, truth):
     )
 
 
+@pytest.mark.parametrize("apply_fn", [network, lambda p, x: jnp.tanh(network(p, x))])
+def test_the_training_loss_of_scaled_logits_is_not_known(posterior, apply_fn):
+    """That of others is kept, and so are the arrays."""
+    known = posterior._replace(training_loss=jnp.float32(0.3))
+    labels = jax.random.categorical(jax.random.key(3), 0.7 * apply_fn(posterior.mean, X))
+    found, info = l2m.tuning.calibrate_logits(apply_fn, known, X, labels)
+    scaled = float(info.value["logit_scale"]) != 1.0
+    assert scaled == (apply_fn is network)
+    assert (found.training_loss is None) == scaled
+    assert (found.mean is known.mean) != scaled
+
+
 def test_labels_that_are_all_right_do_not_ask_for_an_infinite_scale(posterior):
     few = X[:20]
     labels = network(posterior.mean, few).argmax(-1)
