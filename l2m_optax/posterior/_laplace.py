@@ -31,7 +31,6 @@ from l2m_optax.moments._basis import bases, check_basis
 from l2m_optax.moments._declared import with_types
 from l2m_optax.moments._identification.trace import gradient_tree
 from l2m_optax.moments._moment import (
-    NEGLIGIBLE,
     SecondMoment,
     align_moment,
     check_updated,
@@ -41,6 +40,9 @@ from l2m_optax.moments._prior import Prior, align_declared, declared_prior
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.moments._second_moment import second_moment
 from l2m_optax.posterior._posterior import Posterior
+
+_ALIKE = 0.1
+"""How far F may be from that of the training: a shorter last batch makes a difference as small."""
 
 
 def laplace(
@@ -198,7 +200,7 @@ def _of_the_training(scale: jax.Array, declared: ArrayLike | None) -> jax.Array:
 
 
 def _are_alike(ratio: Any) -> Any:
-    return abs(ratio - 1.0) <= NEGLIGIBLE
+    return abs(ratio - 1.0) <= _ALIKE
 
 
 def _check_params(params: PyTree) -> None:

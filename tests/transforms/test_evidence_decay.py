@@ -775,6 +775,14 @@ def test_other_numbers_than_those_of_the_training_are_refused(name, converged):
     assert np.isfinite(jax.jit(lambda state: laplace(state, **same).data_scale)(state))
 
 
+def test_a_shorter_last_batch_is_as_good(converged):
+    whole, rest = divmod(N, B)
+    sizes = [B] * (whole - 1) + [B + rest - 1, 1]
+    np.testing.assert_allclose(
+        laplace(converged, batch_size=sizes).data_scale, laplace(converged).data_scale, rtol=0.1
+    )
+
+
 def test_a_training_that_goes_on_with_other_batches_has_their_scale(converged):
     _, state = run(decay(batch_size=2 * B), 10, state=converged)
     posterior = laplace(state, batch_size=2 * B)
