@@ -284,6 +284,49 @@ REFUSALS = {
         TypeError,
         "apply_fn: expected a hashable function, got an unhashable _Unhashable",
     ),
+    "the posterior first": (
+        lambda: l2m.classify(POSTERIOR, network, INPUTS),
+        TypeError,
+        "apply_fn: expected a function, got a Posterior; pass (apply_fn, posterior, inputs, ...)",
+    ),
+    "params for a posterior": (
+        lambda: l2m.classify(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "variance of params": (
+        lambda: l2m.regress(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "draws of params": (
+        lambda: l2m.linearized(KEY, network, PARAMS, INPUTS, num_samples=2),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "samples of params": (
+        lambda: l2m.monte_carlo(KEY, network, PARAMS, INPUTS, num_samples=2),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "a server of params": (
+        lambda: l2m.make_predictive(KEY, network, PARAMS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "a table of params": (
+        lambda: l2m.predict.tabulate(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "an optimizer that was not called": (
+        lambda: l2m.laplace(
+            PARAMS, trained(optax.adam(1e-3)), tx=optax.adam, num_data=50, batch_size=5
+        ),
+        TypeError,
+        "tx: expected a transformation of gradients, with init and update, got a function; "
+        "pass the optimizer of the training, as in tx=optax.adam(1e-3)",
+    ),
     # summaries
     "no axis of draws": (lambda: l2m.classification(jnp.ones(3)), ValueError, "logit_samples"),
     "no axis of pairs": (

@@ -286,6 +286,7 @@ BAD = {
     "no data": ({"data": (X[:0], Y[:0])}, ValueError, "leading axis"),
     "an empty loader": ({"data": []}, ValueError, "at least one batch"),
     "inputs alone": ({"data": X}, TypeError, "a pair of arrays"),
+    "lists": ({"data": (X.tolist(), Y.tolist())}, TypeError, "got a tuple of list, list; pass"),
     "a loader of inputs": ({"data": [X]}, TypeError, "pairs"),
     "NaN": ({"data": (X * np.nan, Y)}, FloatingPointError, "NaN"),
     "an unknown likelihood": ({"likelihood": "poisson"}, ValueError, "'categorical' or 'gaussian'"),
