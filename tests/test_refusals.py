@@ -40,6 +40,12 @@ def donated():
     return state
 
 
+def all_donated():
+    state = trained(optax.adam(1e-3))
+    jax.tree.map(lambda x: x.delete(), state)
+    return state
+
+
 def injected_low():
     return optax.inject_hyperparams(optax.adam, hyperparam_dtype=jnp.bfloat16)(1e-3, b2=0.999)
 
@@ -226,6 +232,11 @@ REFUSALS = {
         lambda: l2m.second_moment(trained(optax.rmsprop(1e-3)), decay=0.9),
         ValueError,
         "pass count=, or wrap the optimizer",
+    ),
+    "all of it donated": (
+        lambda: l2m.laplace(PARAMS, all_donated(), tx=optax.adam(1e-3), num_data=50, batch_size=5),
+        ValueError,
+        "opt_state[0].count: expected a live array, got a donated buffer; read the state before",
     ),
     "donated": (lambda: l2m.second_moment(donated(), decay=0.9), ValueError, "a donated buffer"),
     # transforms, restrict

@@ -269,7 +269,7 @@ def test_moments_of_transformed_gradients_are_refused(base, wrapper):
 
 
 def test_weight_decay_is_named():
-    with pytest.raises(TypeError, match="weight decay"):
+    with pytest.raises(TypeError, match=r"weight decay.*opt_state\[1\], and tx=adam"):
         l2m.identify(WRONG["decay before"](optax.adam(RATE)), PARAMS)
 
 

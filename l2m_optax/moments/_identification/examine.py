@@ -26,6 +26,11 @@ from l2m_optax.moments._identification.scheduled import changing_law
 from l2m_optax.moments._identification.trace import Program
 from l2m_optax.moments._identification.verdict import Moments
 
+_BEHIND = (
+    "or pass what stands behind it to l2m_optax.fit, which measures the scale: "
+    "of chain({}, adam) the state's part opt_state[1], and tx=adam"
+)
+
 
 def examine(program: Program, scope: Scope) -> Moments:
     """The moments that a probe of a program shows, by the path of the parameter.
@@ -48,13 +53,10 @@ def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoRetu
     elif not isinstance(behind, str):
         effect = clipping_effect(probe, behind)
         got = f"one of gradients that are clipped when they are large: {effect}"
-        remedy = (
-            f"{TRACK}, before the clipping; or pass what stands behind it to l2m_optax.fit, which "
-            "measures the scale: of chain(clip, adam) the state's part opt_state[1], and tx=adam"
-        )
+        remedy = f"{TRACK}, before the clipping; {_BEHIND.format('clip')}"
     elif not isinstance(assign(attempt(record, program, scope, size=0.0)), str):
         got = "one of gradients to which weight decay, or something else of the weights, was added"
-        remedy = f"put the decay behind the moment, or {TRACK}"
+        remedy = f"put the decay behind the moment, or {TRACK}; {_BEHIND.format('decay')}"
     else:
         got = _other(probe) or f"{reason}, in {_names(program) or _size(program)}"
         if holds_matrices(program):
