@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -211,8 +212,8 @@ def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str,
 
 def _without_validation(apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge) -> _Found:
     """All layers at a small temperature."""
-    shape = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape
-    posterior = judge.cold(whole, shape[-1])
+    of_one = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape[1:]
+    posterior = judge.cold(whole, math.prod(of_one[-1:]))  # outputs of shape (N,) are one each
     nan = float("nan")
     candidates = (
         Candidate(_NETWORK, 0.0, nan, nan, nan, {}),
