@@ -143,7 +143,7 @@ def check_independent(coupled: Array) -> None:
     """
     if is_concrete(coupled) and float(coupled) > _ROUNDING:
         got = f"outputs that change by {float(coupled):.0%} with the other examples of the batch"
-        remedy = "use the running statistics of batch normalisation (train=False)"
+        remedy = "predict as after training: running statistics, no dropout (train=False)"
         expected = "outputs of an example that depend on that example only"
         raise ValueError(complaint("apply_fn", expected, got, remedy))
 
