@@ -300,6 +300,11 @@ REFUSALS = {
         TypeError,
         "apply_fn: expected a function, got a Posterior; pass (apply_fn, posterior, inputs, ...)",
     ),
+    "one example for many": (
+        lambda: l2m.classify(lambda p, x: network(p, x[None])[0], POSTERIOR, INPUTS[0]),
+        ValueError,
+        "got (3,); give a single example a batch axis, x[None]; for one binary logit",
+    ),
     "params for a posterior": (
         lambda: l2m.classify(network, PARAMS, INPUTS),
         TypeError,

@@ -177,5 +177,7 @@ def _scaled(
 def _check_classes(shape: tuple[int, ...]) -> None:
     if len(shape) < 2 or shape[-1] < 2:
         remedy = "for one binary logit return jnp.concatenate([0 * z, z], -1); for numbers: regress"
+        if len(shape) < 2:
+            remedy = f"give a single example a batch axis, x[None]; {remedy}"
         expected = "logits of shape (N, ..., K), K > 1"
         raise ValueError(complaint("apply_fn", expected, str(shape), remedy))

@@ -302,6 +302,7 @@ BAD = {
     "inputs alone": ({"data": X}, TypeError, "a pair of arrays"),
     "lists": ({"data": (X.tolist(), Y.tolist())}, TypeError, "got a tuple of list, list; pass"),
     "a loader of inputs": ({"data": [X]}, TypeError, "pairs"),
+    "a list of two": ({"data": [X, Y]}, TypeError, r"pass a tuple \(x, y\), or let the loader"),
     "NaN": ({"data": (X * np.nan, Y)}, FloatingPointError, "NaN"),
     "an unknown likelihood": ({"likelihood": "poisson"}, ValueError, "'categorical' or 'gaussian'"),
     "labels as numbers": ({"likelihood": "gaussian"}, ValueError, "real numbers for"),
