@@ -45,7 +45,7 @@ def test_a_network_that_looks_at_its_batch_is_refused():
     def apply_fn(params, x):
         return model.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
 
-    with pytest.raises(ValueError, match="running statistics"):
+    with pytest.raises(ValueError, match="running statistics, no dropout"):
         l2m.output_variance(apply_fn, posterior, x)
 
 

@@ -40,6 +40,12 @@ def donated():
     return state
 
 
+def all_donated():
+    state = trained(optax.adam(1e-3))
+    jax.tree.map(lambda x: x.delete(), state)
+    return state
+
+
 def injected_low():
     return optax.inject_hyperparams(optax.adam, hyperparam_dtype=jnp.bfloat16)(1e-3, b2=0.999)
 
@@ -237,6 +243,11 @@ REFUSALS = {
         ValueError,
         "pass count=, or wrap the optimizer",
     ),
+    "all of it donated": (
+        lambda: l2m.laplace(PARAMS, all_donated(), tx=optax.adam(1e-3), num_data=50, batch_size=5),
+        ValueError,
+        "opt_state[0].count: expected a live array, got a donated buffer; read the state before",
+    ),
     "donated": (lambda: l2m.second_moment(donated(), decay=0.9), ValueError, "a donated buffer"),
     # transforms, restrict
     "decay 1": (lambda: l2m.track_second_moment(1.0), ValueError, "decay: expected 0 <= decay < 1"),
@@ -293,6 +304,54 @@ REFUSALS = {
         lambda: l2m.linearized(KEY, _Unhashable(), POSTERIOR, INPUTS, num_samples=2),
         TypeError,
         "apply_fn: expected a hashable function, got an unhashable _Unhashable",
+    ),
+    "the posterior first": (
+        lambda: l2m.classify(POSTERIOR, network, INPUTS),
+        TypeError,
+        "apply_fn: expected a function, got a Posterior; pass (apply_fn, posterior, inputs, ...)",
+    ),
+    "one example for many": (
+        lambda: l2m.classify(lambda p, x: network(p, x[None])[0], POSTERIOR, INPUTS[0]),
+        ValueError,
+        "got (3,); give a single example a batch axis, x[None]; for one binary logit",
+    ),
+    "params for a posterior": (
+        lambda: l2m.classify(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "variance of params": (
+        lambda: l2m.regress(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "draws of params": (
+        lambda: l2m.linearized(KEY, network, PARAMS, INPUTS, num_samples=2),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "samples of params": (
+        lambda: l2m.monte_carlo(KEY, network, PARAMS, INPUTS, num_samples=2),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "a server of params": (
+        lambda: l2m.make_predictive(KEY, network, PARAMS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "a table of params": (
+        lambda: l2m.predict.tabulate(network, PARAMS, INPUTS),
+        TypeError,
+        "posterior: expected a Posterior, got a dict",
+    ),
+    "an optimizer that was not called": (
+        lambda: l2m.laplace(
+            PARAMS, trained(optax.adam(1e-3)), tx=optax.adam, num_data=50, batch_size=5
+        ),
+        TypeError,
+        "tx: expected a transformation of gradients, with init and update, got a function; "
+        "pass the optimizer of the training, as in tx=optax.adam(1e-3)",
     ),
     # summaries
     "no axis of draws": (lambda: l2m.classification(jnp.ones(3)), ValueError, "logit_samples"),

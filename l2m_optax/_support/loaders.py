@@ -43,7 +43,9 @@ def pairs(loader: Iterable[Any], name: str, description: str) -> Iterator[tuple[
     """
     for batch in batches(loader, name, description):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            remedy = "let the loader yield both: [(x[i], y[i]) for i in order]"
+            remedy = (
+                "pass a tuple (x, y), or let the loader yield both: [(x[i], y[i]) for i in order]"
+            )
             got = f"a {type(batch).__name__}"
             raise TypeError(complaint(name, "pairs (inputs, targets)", got, remedy))
         yield as_arrays(tuple(batch))

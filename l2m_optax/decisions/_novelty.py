@@ -12,10 +12,9 @@ from l2m_optax._support.checks import complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior._posterior import Posterior, are_correlated
 from l2m_optax.predict._classify import classify
-from l2m_optax.predict._outputs import check_outputs
+from l2m_optax.predict._outputs import check_call, check_outputs
 from l2m_optax.predict._summaries import Classification
 from l2m_optax.tuning._cold import cold_temperature
-from l2m_optax.tuning._data import check_call
 from l2m_optax.tuning._evidence import effective_parameters
 
 _FOR_NUMBERS = "for a regression use output_variance, the variance of its outputs: it is the alarm"

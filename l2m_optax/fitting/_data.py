@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2m_optax._support.checks import check_batched, complaint
+from l2m_optax._support.checks import check_batched, complaint, few
 from l2m_optax._support.loaders import as_arrays, pairs
 from l2m_optax._support.trees import rows
 from l2m_optax._support.types import PyTree
@@ -50,8 +50,10 @@ def as_loader(data: Any, name: str) -> Iterable[Any]:
             for i in range(0, len(targets), _BATCH)
         ]
     if hasattr(data, "shape") or isinstance(data, dict | tuple):
-        remedy = "pass (inputs, targets), or a loader of such pairs"
+        remedy = "pass (inputs, targets), each an array, or a loader of such pairs"
         got = f"a {type(data).__name__}"
+        if isinstance(data, tuple):
+            got += f" of {few(type(part).__name__ for part in data)}"
         raise TypeError(complaint(name, "a pair of arrays", got, remedy))
     return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ from l2m_optax.posterior._report import of_the_training
 from l2m_optax.posterior._selection import restrict
 from l2m_optax.posterior._training import training_of
 from l2m_optax.predict._last_layer import last_layer
+from l2m_optax.predict._outputs import shape_of_outputs
 from l2m_optax.tuning._calibrate import with_noise
 from l2m_optax.tuning._fit import Fit
 from l2m_optax.tuning._scale_check import ScaleCheck, check_scale, likelihood_named, rescale
-from l2m_optax.tuning._targets import shape_of_outputs
 
 _EXAMPLES = 1024
 """Training examples that the scale is checked on."""
@@ -84,8 +85,8 @@ def fit(
       The `Posterior`, and a `fitting.Report`: print it.
 
     Raises:
-      ValueError: as `laplace`; if targets do not fit the outputs, there are no data, or a loader
-        ends early.
+      ValueError: as `laplace`; if targets do not fit the outputs, the outputs are probabilities and
+        not logits, there are no data, or a loader ends early.
       TypeError: as `laplace`; if a loader does not yield pairs, or `apply_fn` is not hashable.
       FloatingPointError: if parameters, moments or outputs hold NaN.
 
@@ -227,8 +228,8 @@ def _propose(apply_fn: ApplyFn, posterior: Posterior, some: Sample) -> dict[str,
 
 def _without_validation(apply_fn: ApplyFn, whole: Posterior, some: Sample, judge: Judge) -> _Found:
     """All layers at a small temperature."""
-    shape = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape
-    posterior = judge.cold(whole, shape[-1])
+    of_one = shape_of_outputs(apply_fn, whole.mean, some.inputs).shape[1:]
+    posterior = judge.cold(whole, math.prod(of_one[-1:]))  # outputs of shape (N,) are one each
     nan = float("nan")
     candidates = (
         Candidate(_NETWORK, 0.0, nan, nan, nan, {}),

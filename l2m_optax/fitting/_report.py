@@ -124,6 +124,7 @@ def of_the_scale(scale: ScaleCheck) -> Iterator[str]:
             "causes: sequences counted where tokens are observations; a loss_scale that was "
             "forgotten; a smaller last batch, or batches that changed (pass their sizes as "
             "batch_size); parameters of another step than the state's, such as the best ones of "
-            "early stopping; gradients clipped before tx saw them; large batches; dropout, which "
-            "the training gradients had and apply_fn has not"
+            "early stopping; gradients clipped before tx saw them; a training of few updates, or "
+            "a learning rate that stayed high; large batches; dropout, which the training "
+            "gradients had and apply_fn has not"
         )

@@ -159,7 +159,7 @@ def _held(path: str, arrays: dict[tuple[str, ...], Any]) -> Any:
     """What the state holds at `path`; its containers may have lost their types."""
     keys = words(_keys(path))
     if keys not in arrays:
-        remedy = "pass the transformation that made the state, and a state with its structure"
+        remedy = "pass the tx and the params of the training that made this state"
         got = f"no such array among {len(arrays)}"
         raise TypeError(complaint(f"opt_state{path}", "what tx keeps there", got, remedy))
     return arrays[keys]

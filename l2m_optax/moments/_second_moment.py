@@ -107,11 +107,11 @@ def second_moment(
     """
     check_decay("decay", decay)
     check_decay("mean_decay", mean_decay)
+    check_alive(opt_state, "opt_state")
     if tx is not None:
-        path, moment = "opt_state", _by_running(tx, opt_state, params, decay, mean_decay, count)
+        moment = _by_running(tx, opt_state, params, decay, mean_decay, count)
     else:
-        path, moment = _by_type(opt_state, decay, mean_decay, count)
-    check_alive(moment.nu, path)
+        moment = _by_type(opt_state, decay, mean_decay, count)
     _warn_of_low_precision(moment.nu)
     return moment if params is None else align_moment(moment, gradient_tree(params))
 
@@ -136,8 +136,8 @@ def _by_type(
     decay: ArrayLike | None,
     mean_decay: ArrayLike | None,
     count: ArrayLike | None,
-) -> tuple[str, SecondMoment]:
-    """The path and the moment of the one state that declares it, or whose type is known."""
+) -> SecondMoment:
+    """The moment of the one state that declares it, or whose type is known."""
     found = find(opt_state)
     _check_not_accumulated(found)
     _check_whole(found)
@@ -150,7 +150,7 @@ def _by_type(
         moment = _debiased(found, decay, mean_decay, count)
         _warn_of_the_unseen(found.path)
     weight = updated_weight(moment.weight, moment.count)
-    return f"{found.path}.nu", moment._replace(weight=weight)
+    return moment._replace(weight=weight)
 
 
 def _check_not_accumulated(found: Found) -> None:

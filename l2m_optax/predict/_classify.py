@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from l2m_optax._support.checks import check_batched, check_hashable, complaint
+from l2m_optax._support.checks import check_batched, complaint
 from l2m_optax._support.chunks import check_chunk_size, equal_parts, over_chunks
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
@@ -19,12 +19,13 @@ from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._integral import has_exact_integral, offsets_and_points, over_offsets
 from l2m_optax.predict._jacobian import explained, jacobian_of
 from l2m_optax.predict._outputs import (
+    check_call,
     check_independent,
-    check_outputs,
     check_rows,
     coupling,
     if_independent,
     relative_change,
+    shape_of_outputs,
 )
 from l2m_optax.predict._summaries import Classification
 from l2m_optax.predict._variance import covariances_and_outputs, over_examples
@@ -98,9 +99,9 @@ def at_settings(
     chunk_size: int | None = None,
 ) -> Classification:
     """`classify` of the posterior as it is, or changed in S ways on a leading axis, in one go."""
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_batched(inputs)
-    shape = jax.eval_shape(lambda x: check_outputs(apply_fn(posterior.mean, x)), inputs).shape
+    shape = shape_of_outputs(apply_fn, posterior.mean, inputs).shape
     _check_classes(shape)
     if has_exact_integral(shape[1:]):
         check_chunk_size(chunk_size)
@@ -176,5 +177,7 @@ def _scaled(
 def _check_classes(shape: tuple[int, ...]) -> None:
     if len(shape) < 2 or shape[-1] < 2:
         remedy = "for one binary logit return jnp.concatenate([0 * z, z], -1); for numbers: regress"
+        if len(shape) < 2:
+            remedy = f"give a single example a batch axis, x[None]; {remedy}"
         expected = "logits of shape (N, ..., K), K > 1"
         raise ValueError(complaint("apply_fn", expected, str(shape), remedy))

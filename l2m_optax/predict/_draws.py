@@ -14,7 +14,13 @@ from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._drawing import draw, draws, keys_and_signs
 from l2m_optax.posterior._posterior import Posterior
-from l2m_optax.predict._outputs import check_independent, check_outputs, if_independent, influence
+from l2m_optax.predict._outputs import (
+    check_call,
+    check_independent,
+    check_outputs,
+    if_independent,
+    influence,
+)
 
 
 def apply_ensemble(
@@ -104,7 +110,7 @@ def monte_carlo(
       (4, 7, 2)
     """
     check_count("num_samples", num_samples)
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     stacked: PyTree
     if chunk_size is None:
         stacked = draws(key, posterior, num_samples, antithetic)

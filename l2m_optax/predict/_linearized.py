@@ -8,13 +8,19 @@ from typing import Any
 
 import jax
 
-from l2m_optax._support.checks import check_count, check_hashable
+from l2m_optax._support.checks import check_count
 from l2m_optax._support.trees import fill
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._drawing import deviation, deviations, keys_and_signs
 from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._draws import over_draws
-from l2m_optax.predict._outputs import check_independent, check_outputs, if_independent, influence
+from l2m_optax.predict._outputs import (
+    check_call,
+    check_independent,
+    check_outputs,
+    if_independent,
+    influence,
+)
 
 
 def linearized(
@@ -67,7 +73,7 @@ def linearized(
       linearization (2021).
     """
     check_count("num_samples", num_samples)
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     stacked: PyTree
     if chunk_size is None:
         stacked = deviations(key, posterior, num_samples, antithetic)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import complaint, is_concrete
+from l2m_optax._support.checks import check_hashable, complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 
@@ -17,6 +17,41 @@ _FEW = 4
 """How many examples are looked at."""
 _ROUNDING = 0.02
 """Relative changes up to this are taken for rounding."""
+_CALLED = (
+    "raised in apply_fn(params, inputs): it is given the params that the optimizer trained and a "
+    "batch of inputs. If the model takes them in another form, wrap it, with flax for example: "
+    "def apply_fn(params, x): return model.apply({'params': params}, x)"
+)
+
+
+def check_call(apply_fn: Any, posterior: Any) -> None:
+    """Refuse arguments that are no function and no `Posterior`: most often they are swapped.
+
+    Raises:
+      TypeError: if they are not what they should be, or `apply_fn` is not hashable.
+    """
+    remedy = "pass (apply_fn, posterior, inputs, ...) in this order, after a key if there is one"
+    if not callable(apply_fn):
+        got = f"a {type(apply_fn).__name__}"
+        raise TypeError(complaint("apply_fn", "a function", got, remedy))
+    if not isinstance(posterior, Posterior):
+        got = f"a {type(posterior).__name__}"
+        raise TypeError(complaint("posterior", "a Posterior", got, remedy))
+    check_hashable("apply_fn", apply_fn)
+
+
+def shape_of_outputs(apply_fn: ApplyFn, params: PyTree, inputs: PyTree) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the outputs; an error in `apply_fn` gets a note of how it is called.
+
+    Raises:
+      TypeError: if they are not one array of real numbers.
+    """
+    try:
+        outputs: Any = jax.eval_shape(apply_fn, params, inputs)
+    except Exception as error:
+        error.add_note(_CALLED)
+        raise
+    return check_outputs(outputs)  # type: ignore[return-value]  # the shapes it was given
 
 
 def check_outputs(outputs: Any) -> Array:
@@ -108,7 +143,7 @@ def check_independent(coupled: Array) -> None:
     """
     if is_concrete(coupled) and float(coupled) > _ROUNDING:
         got = f"outputs that change by {float(coupled):.0%} with the other examples of the batch"
-        remedy = "use the running statistics of batch normalisation (train=False)"
+        remedy = "predict as after training: running statistics, no dropout (train=False)"
         expected = "outputs of an example that depend on that example only"
         raise ValueError(complaint("apply_fn", expected, got, remedy))
 

@@ -14,7 +14,7 @@ from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.types import ApplyFn, Array, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._kinds import KINDS, KindName
-from l2m_optax.predict._outputs import check_independent, if_independent, influence
+from l2m_optax.predict._outputs import check_call, check_independent, if_independent, influence
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -138,7 +138,7 @@ def make_predictive(
       >>> predictive(jnp.ones((7, 3))).probs.shape
       (7, 2)
     """
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_hashable("summary", summary)
     check_count("num_samples", num_samples)
     check_chunk_size(chunk_size)

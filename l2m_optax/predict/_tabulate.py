@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from l2m_optax._support.checks import check_batched, check_hashable, path_name
+from l2m_optax._support.checks import check_batched, path_name
 from l2m_optax._support.types import ApplyFn, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_mean
 from l2m_optax.predict._jacobian import any_reach, explained, jacobian_of
+from l2m_optax.predict._outputs import check_call
 
 
 class Row(NamedTuple):
@@ -80,7 +81,7 @@ def tabulate(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Varianc
       ['w']  (3, 2)        2  factorised in dot_general, once for all outputs
       total                4  of a Jacobian's 8
     """
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_batched(inputs)
     with explained():
         uses = jacobian_of(apply_fn, posterior, inputs, any_reach).uses

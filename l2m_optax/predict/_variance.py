@@ -13,7 +13,6 @@ import numpy as np
 
 from l2m_optax._support.checks import (
     check_batched,
-    check_hashable,
     complaint,
     is_concrete,
 )
@@ -30,7 +29,7 @@ from l2m_optax.predict._jacobian import (
     jacobian_of,
     separate_reach,
 )
-from l2m_optax.predict._outputs import check_independent, coupling, if_independent
+from l2m_optax.predict._outputs import check_call, check_independent, coupling, if_independent
 
 
 def output_variance(
@@ -203,7 +202,7 @@ def _over_inputs(
     outputs: Array | None,
     chunk_size: int | None,
 ) -> Array:
-    check_hashable("apply_fn", apply_fn)
+    check_call(apply_fn, posterior)
     check_batched(inputs)
     check_chunk_size(chunk_size)
     if outputs is not None and not jnp.issubdtype(jnp.result_type(outputs), jnp.integer):

@@ -17,8 +17,9 @@ from l2m_optax._support.trees import rows
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._classify import Settings, at_settings
+from l2m_optax.predict._outputs import check_call
 from l2m_optax.predict._variance import output_variance
-from l2m_optax.tuning._data import Dataset, check_call
+from l2m_optax.tuning._data import Dataset
 from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 from l2m_optax.tuning._mode import judge
 from l2m_optax.tuning._noise import check_regression

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2m_optax._support.checks import check_batched, check_hashable, complaint, is_concrete
+from l2m_optax._support.checks import check_batched, complaint, is_concrete
 from l2m_optax._support.loaders import as_arrays, pairs
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.predict._integral import MOST_LOGITS, has_exact_integral
-from l2m_optax.predict._outputs import check_independent, influence
-from l2m_optax.tuning._targets import are_labels, are_one_hot, check_targets, shape_of_outputs
+from l2m_optax.predict._outputs import check_independent, influence, shape_of_outputs
+from l2m_optax.tuning._targets import are_labels, are_one_hot, check_targets
 
 
 class Dataset:
@@ -79,22 +79,6 @@ class Dataset:
             return
         for inputs, y in pairs(self._loader, "loader", description):
             yield inputs, jnp.asarray(y)
-
-
-def check_call(apply_fn: Any, posterior: Any) -> None:
-    """Refuse arguments that are no function and no `Posterior`: most often they are swapped.
-
-    Raises:
-      TypeError: if they are not what they should be, or `apply_fn` is not hashable.
-    """
-    remedy = "pass (apply_fn, posterior, inputs, ...) in this order, after a key if there is one"
-    if not callable(apply_fn):
-        got = f"a {type(apply_fn).__name__}"
-        raise TypeError(complaint("apply_fn", "a function", got, remedy))
-    if not isinstance(posterior, Posterior):
-        got = f"a {type(posterior).__name__}"
-        raise TypeError(complaint("posterior", "a Posterior", got, remedy))
-    check_hashable("apply_fn", apply_fn)
 
 
 def check_objective(data: Dataset, kind: str, likelihood: Likelihood | None) -> None:

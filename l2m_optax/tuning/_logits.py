@@ -16,8 +16,9 @@ from l2m_optax.posterior._posterior import Posterior
 from l2m_optax.posterior._scaled import scale_leaves
 from l2m_optax.predict._classify import Settings
 from l2m_optax.predict._last_layer import last_layer
+from l2m_optax.predict._outputs import check_call
 from l2m_optax.tuning._calibrate import Sums, check_labels, is_edge, of_settings, sums_of
-from l2m_optax.tuning._data import Dataset, check_call
+from l2m_optax.tuning._data import Dataset
 from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 
 _BY_CHANCE = 0.2

@@ -16,8 +16,9 @@ from l2m_optax._support.trees import statistics_dtype
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, PyTree
 from l2m_optax.moments._evidence import determined
 from l2m_optax.posterior._posterior import Posterior, data_precision
+from l2m_optax.predict._outputs import check_call
 from l2m_optax.tuning._bracket import LOG_TOLERANCE, Search, maximize_evidence
-from l2m_optax.tuning._data import Dataset, check_call
+from l2m_optax.tuning._data import Dataset
 from l2m_optax.tuning._fit import Fit, FitInfo, warn_if
 from l2m_optax.tuning._groups import grouped, with_prior
 

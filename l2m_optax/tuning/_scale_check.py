@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from l2m_optax._support.checks import check_batched, check_positive, complaint
+from l2m_optax._support.checks import check_batched, check_positive, complaint, is_concrete
 from l2m_optax._support.trees import free, statistics_dtype, total
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.jacobians._examples import second_moment_of_examples
 from l2m_optax.likelihoods import categorical, gaussian
 from l2m_optax.posterior._posterior import Posterior, data_precision, free_mean
-from l2m_optax.tuning._data import Dataset, check_call
+from l2m_optax.predict._outputs import check_call
+from l2m_optax.tuning._data import Dataset
 
+_SUM = 0.01
+"""Probabilities in bfloat16 add up to 1 within this."""
 _INTERPOLATED = 0.1
 """Below this share of the true Fisher, the empirical one measures the fit and not the curvature."""
 
@@ -80,8 +84,8 @@ def check_scale(
       A `ScaleCheck`.
 
     Raises:
-      ValueError: if shapes do not match, labels are out of range, or the posterior does not know
-        the number of its data.
+      ValueError: if shapes do not match, labels are out of range, the outputs are probabilities
+        and not logits, or the posterior does not know the number of its data.
       TypeError: if the arguments are in another order, or `apply_fn` is not hashable.
 
     Example:
@@ -108,7 +112,10 @@ def check_scale(
     own = None if isinstance(named, str) else named
     data = Dataset(apply_fn, posterior, inputs, targets, own)
     _check_kind(named, data)
-    directions = _directions(apply_fn, named, posterior, inputs, jnp.asarray(targets))
+    outputs = _outputs(apply_fn, posterior, inputs)
+    if named == "categorical":
+        _check_logits(outputs)
+    directions = _directions(named, posterior, outputs, jnp.asarray(targets))
     scale = jnp.asarray(posterior.num_data) / (data.examples * math.prod(data.output_shape[:-1]))
     empirical, true = [scale * _squares(apply_fn, posterior, inputs, v) for v in directions]
     return ScaleCheck(total(data_precision(posterior)), empirical, true, data.examples)
@@ -165,17 +172,32 @@ def likelihood_named(likelihood: str | Likelihood) -> str | Likelihood:
     return likelihood
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(apply_fn: ApplyFn, posterior: Posterior, inputs: PyTree) -> Array:
+    outputs = apply_fn(posterior.mean, inputs)
+    return outputs.astype(statistics_dtype(outputs))
+
+
+def _check_logits(outputs: Array) -> None:
+    """Refuse class probabilities in the place of logits; traced outputs pass.
+
+    Raises:
+      ValueError: if no output is negative and those of each example add up to 1.
+    """
+    if not is_concrete(outputs):
+        return
+    values = np.asarray(outputs)
+    if np.all(values >= 0) and np.all(np.abs(values.sum(axis=-1) - 1) < _SUM):
+        remedy = "return what comes before the softmax; or jnp.log of the probabilities"
+        got = "probabilities: none is negative, and each row adds up to 1"
+        raise ValueError(complaint("apply_fn", "logits", got, remedy))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _directions(
-    apply_fn: ApplyFn,
-    likelihood: str | Likelihood,
-    posterior: Posterior,
-    inputs: PyTree,
-    targets: Array,
+    likelihood: str | Likelihood, posterior: Posterior, outputs: Array, targets: Array
 ) -> tuple[Array, Array]:
     """What to multiply each example's Jacobian by: for the empirical and for the true Fisher."""
-    outputs = apply_fn(posterior.mean, inputs)
-    outputs = outputs.astype(statistics_dtype(outputs))
     if not isinstance(likelihood, str):
         empirical = _of_function(likelihood, outputs, targets)
         return empirical, jnp.full_like(empirical, jnp.nan)

@@ -10,18 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2m_optax._support.checks import complaint, is_concrete
-from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
-from l2m_optax.predict._outputs import check_outputs
-
-
-def shape_of_outputs(apply_fn: ApplyFn, params: PyTree, inputs: PyTree) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the outputs.
-
-    Raises:
-      TypeError: if they are not one array of real numbers.
-    """
-    outputs: Any = jax.eval_shape(apply_fn, params, inputs)
-    return check_outputs(outputs)  # type: ignore[return-value]  # the shapes it was given
+from l2m_optax._support.types import Array, ArrayLike, Likelihood
 
 
 def check_targets(outputs: Any, targets: Array, likelihood: Likelihood | None = None) -> int:
@@ -90,7 +79,7 @@ def _expected(shape: tuple[int, ...]) -> str:
 def _remedy(shape: tuple[int, ...], targets: Array) -> str:
     """One sentence: the remedy of a frequent mistake, or else the rule."""
     row, column, deeper = shape[:-1], (*shape[:-1], 1), (*shape, 1)
-    logits = "for classes let apply_fn return a column for each of them"
+    numbers, classes = "for numbers pass targets.astype(float)", "for two classes return jnp."
     if targets.dtype == bool:
         return "pass targets.astype(int) for classes, targets.astype(float) for numbers"
     if are_labels(targets) and _has_classes(shape):
@@ -100,8 +89,8 @@ def _remedy(shape: tuple[int, ...], targets: Array) -> str:
         }
     elif are_labels(targets):
         mends = {
-            row: f"for numbers pass targets.astype(float)[..., None]; {logits}",
-            shape: f"for numbers pass targets.astype(float); {logits}",
+            row: f"{numbers}[..., None]; {classes}concatenate([0 * z, z], -1) of the logit z",
+            shape: f"{numbers}; {classes}stack([0 * z, z], -1) of the logit z",
         }
     elif _has_classes(shape):
         mends = {

@@ -13,8 +13,9 @@ from l2m_optax._support.chunks import check_chunk_size
 from l2m_optax._support.search import Minimum
 from l2m_optax._support.types import ApplyFn, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.predict._outputs import check_call
 from l2m_optax.tuning._candidates import Problem, minimize
-from l2m_optax.tuning._data import Dataset, check_call, check_objective
+from l2m_optax.tuning._data import Dataset, check_objective
 from l2m_optax.tuning._fit import CHECK_TARGETS, Fit, FitInfo, warn_if
 from l2m_optax.tuning._limits import Bounds, Logs, limits_of, names_of
 from l2m_optax.tuning._mode import Verdict, judge, temperature_after

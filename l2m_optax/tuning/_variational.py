@@ -13,7 +13,8 @@ from l2m_optax._support.checks import check_count
 from l2m_optax._support.trees import broadcast, total
 from l2m_optax._support.types import ApplyFn, Array, ArrayLike, Likelihood, PyTree
 from l2m_optax.posterior._posterior import Posterior, free_deviation, free_variance
-from l2m_optax.tuning._data import Dataset, check_call, check_objective
+from l2m_optax.predict._outputs import check_call
+from l2m_optax.tuning._data import Dataset, check_objective
 from l2m_optax.tuning._objectives import Objective
 
 

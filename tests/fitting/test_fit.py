@@ -236,6 +236,20 @@ def test_without_validation_data_the_noise_is_the_residuals_over_few_parameters(
     np.testing.assert_allclose(cold.noise_variance, residuals / (150 - 0.03 * gamma), rtol=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", lambda f, y: y * f - jnp.exp(f)])
+def test_outputs_without_an_axis_are_one_for_each_example(regression, likelihood):
+    """(N,) and (N, 1) have the same temperature and the same noise."""
+    params, state, (x, y) = regression
+    counts = jnp.round(jnp.abs(y[:, 0]))
+    options = {"tx": TX, "batch_size": 16, "loss_scale": 2.0, "likelihood": likelihood}
+    flat, _ = l2m.fit(lambda p, x: network(p, x)[:, 0], params, state, data=(x, counts), **options)
+    column, _ = l2m.fit(
+        lambda p, x: network(p, x)[:, :1], params, state, data=(x, counts[:, None]), **options
+    )
+    np.testing.assert_allclose(flat.temperature, column.temperature, rtol=1e-4)
+    np.testing.assert_allclose(flat.noise_variance, column.noise_variance, rtol=1e-4)
+
+
 def test_a_likelihood_of_ones_own(overfitted):
     params, state, data = overfitted
 
@@ -286,7 +300,9 @@ BAD = {
     "no data": ({"data": (X[:0], Y[:0])}, ValueError, "leading axis"),
     "an empty loader": ({"data": []}, ValueError, "at least one batch"),
     "inputs alone": ({"data": X}, TypeError, "a pair of arrays"),
+    "lists": ({"data": (X.tolist(), Y.tolist())}, TypeError, "got a tuple of list, list; pass"),
     "a loader of inputs": ({"data": [X]}, TypeError, "pairs"),
+    "a list of two": ({"data": [X, Y]}, TypeError, r"pass a tuple \(x, y\), or let the loader"),
     "NaN": ({"data": (X * np.nan, Y)}, FloatingPointError, "NaN"),
     "an unknown likelihood": ({"likelihood": "poisson"}, ValueError, "'categorical' or 'gaussian'"),
     "labels as numbers": ({"likelihood": "gaussian"}, ValueError, "real numbers for"),

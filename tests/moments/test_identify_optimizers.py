@@ -269,7 +269,7 @@ def test_moments_of_transformed_gradients_are_refused(base, wrapper):
 
 
 def test_weight_decay_is_named():
-    with pytest.raises(TypeError, match="weight decay"):
+    with pytest.raises(TypeError, match=r"weight decay.*opt_state\[1\], and tx=adam"):
         l2m.identify(WRONG["decay before"](optax.adam(RATE)), PARAMS)
 
 
@@ -277,6 +277,14 @@ def test_weight_decay_is_named():
 def test_clipping_is_named(wrapper):
     with pytest.raises(TypeError, match="clipped when they are large"):
         l2m.identify(WRONG[wrapper](optax.adam(RATE)), PARAMS)
+
+
+def test_clipping_is_named_where_leaves_have_one_entry():
+    """As the bias of a regression. Here its first moment rises and falls like a mean of squares."""
+    shapes = {"a": (64, 10), "b": (64,), "c": (64, 64), "d": (64,), "e": (1, 64), "f": (1,)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    with pytest.raises(TypeError, match="clipped when they are large"):
+        l2m.identify(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE)), params)
 
 
 @pytest.mark.parametrize("base", [optax.adam, optax.adagrad])

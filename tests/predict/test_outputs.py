@@ -74,6 +74,16 @@ def test_the_message_names_a_few_outputs_only(posterior):
     assert len(str(raised.value)) < 250
 
 
+@pytest.mark.parametrize("name", ["classify", "check_scale"])
+def test_an_error_in_the_network_says_how_it_was_called(posterior, name):
+    def swapped(x, params):
+        return network(params, x)
+
+    with pytest.raises(TypeError) as raised:
+        EVERY[name](swapped, posterior, X)
+    assert any("apply_fn(params, inputs)" in note for note in raised.value.__notes__)
+
+
 COUPLED = {
     "batch normalisation": lambda p, x: network(p, (x - x.mean(0)) / x.std(0)),
     "centring": lambda p, x: network(p, x - x.mean(0)),

@@ -142,3 +142,19 @@ def test_refusals(posterior):
         l2m.tuning.rescale(posterior, 0.0)
     with pytest.raises(ValueError, match="num_data"):
         l2m.tuning.check_scale(network, posterior._replace(num_data=None), X, LABELS)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_probabilities_are_not_taken_for_logits(posterior, dtype):
+    def softmax(params, x):
+        return jax.nn.softmax(network(params, x)).astype(dtype)
+
+    with pytest.raises(ValueError, match="apply_fn: expected logits, got probabilities"):
+        l2m.tuning.check_scale(softmax, posterior, X, LABELS)
+    logits = l2m.tuning.check_scale(network, posterior, X, LABELS)
+    logs = l2m.tuning.check_scale(
+        lambda p, x: jnp.log(jax.nn.softmax(network(p, x))), posterior, X, LABELS
+    )
+    np.testing.assert_allclose(logs.empirical, logits.empirical, rtol=1e-4)
+    numbers = l2m.tuning.check_scale(softmax, posterior, X, NUMBERS, likelihood="gaussian")
+    assert numbers.ratio > 0

@@ -29,6 +29,16 @@ def flat(params, x):
     return network(params, x)[:, 0]
 
 
+def of_one_number(params, x):
+    z = flat(params, x)
+    return jnp.stack([0 * z, z], -1)
+
+
+def of_one_logit(params, x):
+    z = column(params, x)
+    return jnp.concatenate([0 * z, z], -1)
+
+
 def squares(outputs, targets):
     return -jnp.square(outputs - targets)
 
@@ -63,7 +73,8 @@ REFUSALS = {
     "integers for a column": (column, LABELS, "for numbers pass targets.astype(float)[..., None]"),
     "column of integers": (column, LABELS[:, None], "for numbers pass targets.astype(float); for"),
     "column for a row": (flat, NUMBERS[:, :1], "pass targets[..., 0]"),
-    "integers for a row": (flat, LABELS, "for classes let apply_fn return a column for each"),
+    "integers for a row": (flat, LABELS, "for two classes return jnp.stack([0 * z, z], -1) of the"),
+    "one logit": (column, LABELS, "for two classes return jnp.concatenate([0 * z, z], -1) of the"),
     "NaN": (
         column,
         np.where(NUMBERS[:, :1] > 0, np.nan, NUMBERS[:, :1]),
@@ -96,6 +107,8 @@ def test_the_remedies_work(posterior):
     tune(column, posterior, X, NUMBERS[:, 0][..., None])
     tune(column, posterior, X, LABELS.astype(float)[..., None])
     tune(flat, posterior, X, NUMBERS[:, :1][..., 0])
+    for one in (of_one_logit, of_one_number):
+        l2m.tuning.check_scale(one, posterior, X, np.minimum(LABELS, 1))
     tune(logits, posterior, X, NUMBERS)
 
 

@@ -36,8 +36,9 @@ def check_transformation(tx: Any) -> None:
     is_wrapper = hasattr(tx, "gradient_transformation")
     if not is_wrapper and not (hasattr(tx, "init") and hasattr(tx, "update")):
         expected = "a transformation of gradients, with init and update"
-        remedy = "pass the moment yourself: l2m_optax.SecondMoment, with its basis if it has one"
-        raise TypeError(complaint("tx", expected, type(tx).__name__, remedy))
+        remedy = "pass the optimizer of the training, as in tx=optax.adam(1e-3), or the moment "
+        remedy += "itself: l2m_optax.SecondMoment, with its basis if it has one"
+        raise TypeError(complaint("tx", expected, f"a {type(tx).__name__}", remedy))
 
 
 def reject(got: str) -> NoReturn:

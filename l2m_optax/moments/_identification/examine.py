@@ -26,6 +26,11 @@ from l2m_optax.moments._identification.scheduled import changing_law
 from l2m_optax.moments._identification.trace import Program
 from l2m_optax.moments._identification.verdict import Moments
 
+_BEHIND = (
+    "or pass what stands behind it to l2m_optax.fit, which measures the scale: "
+    "of chain({}, adam) the state's part opt_state[1], and tx=adam"
+)
+
 
 def examine(program: Program, scope: Scope) -> Moments:
     """The moments that a probe of a program shows, by the path of the parameter.
@@ -41,20 +46,17 @@ def examine(program: Program, scope: Scope) -> Moments:
 
 
 def _refuse(program: Program, scope: Scope, probe: Probe, reason: str) -> NoReturn:
-    behind = assign(_runs(probe, [int(np.argmin(SCALES))]))
+    behind = assign(_runs(_of_many_entries(probe), [int(np.argmin(SCALES))]))
     remedy, changing = TRACK, changing_law(probe)
     if changing is not None:
         got = changing
     elif not isinstance(behind, str):
-        effect = clipping_effect(probe, sorted({m.path for m in behind.values() if m is not None}))
+        effect = clipping_effect(probe, behind)
         got = f"one of gradients that are clipped when they are large: {effect}"
-        remedy = (
-            f"{TRACK}, before the clipping; or pass what stands behind it to l2m_optax.fit, which "
-            "measures the scale: of chain(clip, adam) the state's part opt_state[1], and tx=adam"
-        )
+        remedy = f"{TRACK}, before the clipping; {_BEHIND.format('clip')}"
     elif not isinstance(assign(attempt(record, program, scope, size=0.0)), str):
         got = "one of gradients to which weight decay, or something else of the weights, was added"
-        remedy = f"put the decay behind the moment, or {TRACK}"
+        remedy = f"put the decay behind the moment, or {TRACK}; {_BEHIND.format('decay')}"
     else:
         got = _other(probe) or f"{reason}, in {_names(program) or _size(program)}"
         if holds_matrices(program):
@@ -87,6 +89,16 @@ def _stands_still(path: str, n: np.ndarray, probe: Probe) -> bool:
     axes = tuple(range(1, n.ndim))
     moved = np.any(np.diff(n, axis=0) != 0, axis=axes)
     return bool(np.any(moved) and not np.all(moved))
+
+
+def _of_many_entries(probe: Probe) -> Probe:
+    """Without the parameters of one entry, if there are others.
+
+    In a single run their first moment may rise and fall like a mean of squares.
+    """
+    many = [path for path, g in probe.means.items() if g[0, 0].size > 1] or list(probe.means)
+    means, lasts = ({path: of[path] for path in many} for of in (probe.means, probe.lasts))
+    return probe._replace(means=means, lasts=lasts)
 
 
 def _runs(probe: Probe, runs: list[int]) -> Probe:
