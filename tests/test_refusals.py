@@ -340,6 +340,11 @@ REFUSALS = {
         TypeError,
         "posterior: expected a Posterior, got a dict",
     ),
+    "a posterior for a key": (
+        lambda: l2m.sample(POSTERIOR, KEY, 2),
+        TypeError,
+        "posterior: expected a Posterior, got a PRNGKeyArray; pass (key, posterior, num_samples)",
+    ),
     "a table of params": (
         lambda: l2m.predict.tabulate(network, PARAMS, INPUTS),
         TypeError,

@@ -7,11 +7,12 @@ optimizer already has. Each function that needs the precision computes it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
+from l2m_optax._support.checks import complaint
 from l2m_optax._support.trees import broadcast, fill, free, statistics_dtype
 from l2m_optax._support.types import ArrayLike, PyTree
 from l2m_optax.moments._basis import bases, diagonal, over_leaves, rotate_into
@@ -46,6 +47,17 @@ class Posterior(NamedTuple):
     noise_variance: ArrayLike
     num_data: ArrayLike | None = None
     training_loss: ArrayLike | None = None
+
+
+def check_posterior(posterior: Any, remedy: str) -> None:
+    """Refuse an argument that is no `Posterior`: most often two are swapped.
+
+    Raises:
+      TypeError: if it is none.
+    """
+    if not isinstance(posterior, Posterior):
+        got = f"a {type(posterior).__name__}"
+        raise TypeError(complaint("posterior", "a Posterior", got, remedy))
 
 
 def data_precision(posterior: Posterior) -> PyTree:

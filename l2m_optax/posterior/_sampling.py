@@ -13,7 +13,7 @@ from l2m_optax._support.trees import align, free, statistics_dtype, subtrees, to
 from l2m_optax._support.types import Array, PyTree
 from l2m_optax.moments._basis import over_leaves, rotate_into
 from l2m_optax.posterior._drawing import draws
-from l2m_optax.posterior._posterior import Posterior, free_mean, free_precision
+from l2m_optax.posterior._posterior import Posterior, check_posterior, free_mean, free_precision
 
 
 def sample(
@@ -37,8 +37,8 @@ def sample(
       leaves are repeated.
 
     Raises:
-      TypeError: if `num_samples` is no integer.
-      ValueError: if it is below 1.
+      TypeError: if the arguments are in another order, or `num_samples` is no integer.
+      ValueError: if `num_samples` is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -48,6 +48,7 @@ def sample(
       >>> l2m.sample(jax.random.key(0), posterior, 8).shape
       (8, 4)
     """
+    check_posterior(posterior, "pass (key, posterior, num_samples) in this order")
     leaves, treedef = jax.tree.flatten(posterior.mean)
     moved = subtrees(draws(key, posterior, num_samples, antithetic), posterior.mean)
     pairs = zip(leaves, moved, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from l2m_optax._support.checks import check_hashable, complaint, is_concrete
 from l2m_optax._support.types import ApplyFn, Array, PyTree
-from l2m_optax.posterior._posterior import Posterior
+from l2m_optax.posterior._posterior import Posterior, check_posterior
 
 _FEW = 4
 """How many examples are looked at."""
@@ -34,9 +34,7 @@ def check_call(apply_fn: Any, posterior: Any) -> None:
     if not callable(apply_fn):
         got = f"a {type(apply_fn).__name__}"
         raise TypeError(complaint("apply_fn", "a function", got, remedy))
-    if not isinstance(posterior, Posterior):
-        got = f"a {type(posterior).__name__}"
-        raise TypeError(complaint("posterior", "a Posterior", got, remedy))
+    check_posterior(posterior, remedy)
     check_hashable("apply_fn", apply_fn)
 
 
