@@ -22,7 +22,6 @@ from l2m_optax._support.checks import (
 from l2m_optax._support.groups import Labels, by_module, group
 from l2m_optax._support.trees import align
 from l2m_optax._support.types import Array, ArrayLike, PyTree
-from l2m_optax.moments._evidence import OVERCOUNT
 from l2m_optax.moments._moment import bias_weight
 from l2m_optax.moments._scale import data_scale
 from l2m_optax.transforms._evidence_search import (
@@ -122,8 +121,8 @@ def evidence_weight_decay(
         log-likelihood.
       with_replacement: as in `laplace`.
       overcount: a, how often the second moment counts each parameter that the data determine. By
-        default 10 for a diagonal, which was the best for networks, and 1 with a structure. Pass 1
-        where F is diagonal.
+        default 10 for leaves without products, which was the best for networks, and 1 for the
+        others. Pass 1 where F is diagonal.
       structure: as in `track_second_moment`: ``"diagonal"``, ``"kronecker"``, ``"full"``, labels or
         a function.
       max_side: as in `track_second_moment`.
@@ -160,9 +159,9 @@ def evidence_weight_decay(
     check_positive("start", start, remedy)
     check_one_number("start", start, remedy)
     check_count("every", every)
-    usual, of_moment, of_search = _usual(structure, every)
-    overcount = usual if overcount is None else overcount
-    check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
+    of_moment, of_search = _periods(structure, every)
+    if overcount is not None:
+        check_positive("overcount", overcount, "pass 1 for the evidence as it stands")
     scale = functools.partial(data_scale, num_data, batch_size, 1, loss_scale, with_replacement)
     scale()  # refuses bad numbers now
     model = Model(num_data, loss_scale, overcount, groups, of_search)
@@ -195,11 +194,11 @@ def evidence_weight_decay(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _usual(structure: Structure, every: int) -> tuple[float, int, int]:
-    """The overcount, and how many updates there are from one of the moment, and one search, on."""
+def _periods(structure: Structure, every: int) -> tuple[int, int]:
+    """How many updates there are from one of the moment, and from one search, to the next."""
     if isinstance(structure, str) and structure == "diagonal":
-        return OVERCOUNT, 1, every
-    return 1.0, every, SELDOM * every
+        return 1, every
+    return every, SELDOM * every
 
 
 def _follow(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from l2m_optax._support.checks import is_positive
 from l2m_optax._support.groups import Labels, group, sum_by_group
-from l2m_optax._support.trees import statistics_dtype, total
+from l2m_optax._support.trees import statistics_dtype, subtrees, total
 from l2m_optax._support.types import Array, ArrayLike, PyTree
-from l2m_optax.moments._evidence import determined, penalty
+from l2m_optax.moments._evidence import OVERCOUNT, determined, penalty
 from l2m_optax.moments._moment import bias_weight, debiased, mean_variance_ratio
 from l2m_optax.transforms._evidence_state import EvidenceWeightDecayState
 
@@ -31,14 +31,14 @@ class Model(NamedTuple):
     Attributes:
       num_data: N.
       loss_scale: c for unit noise.
-      overcount: what F is divided by.
+      overcount: what F is divided by; `None` for `OVERCOUNT` at leaves without products.
       groups: labels of the leaves that share a prior precision.
       every: updates between two searches.
     """
 
     num_data: int
     loss_scale: float
-    overcount: float
+    overcount: float | None
     groups: Labels
     every: int
 
@@ -130,8 +130,17 @@ def effective_parameters(model: Model, state: EvidenceWeightDecayState, nu: PyTr
 def _data_precision(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
     """F, divided by the overcount."""
     noise = 1.0 if state.noise_variance is None else state.noise_variance
-    scale = state.data_scale / model.overcount / jnp.square(noise)
-    return jax.tree.map(lambda mean: scale * mean, nu)
+    scale = state.data_scale / jnp.square(noise)
+    return jax.tree.map(lambda mean, a: scale / a * mean, nu, _overcounts(model, state, nu))
+
+
+def _overcounts(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
+    """What F of each leaf is divided by."""
+    factors, usual = state.moment.factors, model.overcount
+    if usual is not None or factors is None:
+        return jax.tree.map(lambda _: usual or OVERCOUNT, nu)
+    treedef: Any = jax.tree.structure(nu)
+    return treedef.unflatten([1.0 if kept else OVERCOUNT for kept in subtrees(factors, nu)])
 
 
 def _toward(old: Array, wanted: Array, updates: int) -> Array:

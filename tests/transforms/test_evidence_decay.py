@@ -699,6 +699,19 @@ def test_it_is_read_through_wrappers_with_tx(name):
     )
 
 
+def test_each_leaf_without_products_is_overcounted():
+    body = {"body": "diagonal", "head": "kronecker"}
+    priors = {}
+    for name, structure in {"none": "diagonal", "some": body, "all": "kronecker"}.items():
+        # The moments are updated alike, and δ is sought in the same updates.
+        every = {"every": 10} if name == "none" else {"every": 1}
+        _, state = run(decay(structure=structure, decay=0.99, **every), 120)
+        priors[name] = state.prior_precision
+    np.testing.assert_allclose(flat(priors["some"]["body"]), flat(priors["none"]["body"]))
+    np.testing.assert_allclose(flat(priors["some"]["head"]), flat(priors["all"]["head"]))
+    assert flat(priors["all"]["body"])[0] > 1.05 * flat(priors["none"]["body"])[0]
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_accumulated_gradients_are_one_large_batch(name):
     k = 3
