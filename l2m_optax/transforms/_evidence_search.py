@@ -136,9 +136,10 @@ def _data_precision(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -
 
 def _overcounts(model: Model, state: EvidenceWeightDecayState, nu: PyTree) -> PyTree:
     """What F of each leaf is divided by."""
-    factors, usual = state.moment.factors, model.overcount
-    if usual is not None or factors is None:
-        return jax.tree.map(lambda _: usual or OVERCOUNT, nu)
+    factors = state.moment.factors
+    if model.overcount is not None or factors is None:
+        one = OVERCOUNT if model.overcount is None else model.overcount
+        return jax.tree.map(lambda _: one, nu)
     treedef: Any = jax.tree.structure(nu)
     return treedef.unflatten([1.0 if kept else OVERCOUNT for kept in subtrees(factors, nu)])
 

@@ -713,6 +713,19 @@ def test_each_leaf_without_products_is_overcounted():
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
+def test_an_overcount_may_be_traced(name):
+    """So that a study of overcounts compiles once."""
+
+    @jax.jit
+    def prior(overcount):
+        tx = decay(decay=0.99, overcount=overcount, **STRUCTURES[name])
+        return run(tx, 120)[1].prior_precision
+
+    expected = run(decay(decay=0.99, overcount=3.0, **STRUCTURES[name]), 120)[1]
+    np.testing.assert_allclose(flat(prior(3.0)), flat(expected.prior_precision), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_accumulated_gradients_are_one_large_batch(name):
     k = 3
     alone = decay(batch_size=k * B, **STRUCTURES[name])
