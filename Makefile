@@ -9,7 +9,7 @@ SHELL := /bin/sh
 BENCH_PEERS := bench-tasks bench-quality bench-regression bench-structure bench-curvature bench-cost
 .PHONY: help demo test lint types pytest coverage mutants docs format notebooks docs-optimizers docs-method docs-results bench $(BENCH_PEERS) \
 	bench-alarm bench-batch-size bench-cold bench-evidence bench-identify bench-examples bench-calibration bench-other-seeds bench-scale bench-serving bench-soap bench-softmax \
-	bench-low-rank bench-structure-cost bench-structure-hmc bench-temperature bench-variance test-oldest dist test-dist clean
+	bench-low-rank bench-structure-cost bench-temperature bench-variance test-oldest dist test-dist clean
 
 PYTHON ?=
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -150,9 +150,6 @@ bench-low-rank: .venv/.dev ## compare the last batch gradients, by Woodbury, wit
 bench-structure-cost: .venv/.dev ## measure what trackers add to a step of Adam, and what factors cost to read
 	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/structure_cost.py
 	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY) benchmarks/structure_reading.py
-
-bench-structure-hmc: .venv-bench/.bench ## compare correlations with HMC in regression, into benchmarks/results
-	@FAST=$(FAST) JAX_PLATFORMS=cpu $(PY_BENCH) benchmarks/structure_hmc.py
 
 bench-temperature: .venv/.dev ## compare rules for a classifier's temperature
 	@$(PY) benchmarks/temperature.py

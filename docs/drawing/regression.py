@@ -11,6 +11,8 @@ SHOWN = (
     "laplace-torch, diagonal EF",
     "laplace-torch, Kronecker",
     "L2M",
+    "L2M, Kronecker",
+    "L2M, Kronecker, true Fisher",
     "full GGN",
     "ensemble of 5",
     "L2M around each of 5",
