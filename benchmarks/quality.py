@@ -246,8 +246,8 @@ def methods(kind, seed, data: Data) -> Iterator[tuple[str, Callable[[], Answers]
     yield "laplace-torch, Kronecker", kronecker
     yield "laplace-torch, Kronecker, last layer", head
     yield "laplace-torch, Kronecker, last layer, tuned (v)", lambda: head(tuned=True)
-    yield "L2M, `fit`", front_door
-    yield "L2M, `fit` (v)", lambda: front_door((data.x_val, data.y_val))
+    yield "L2M, fit", front_door
+    yield "L2M, fit (v)", lambda: front_door((data.x_val, data.y_val))
     yield "L2M, all layers", lambda: by_evidence(whole)
     yield "L2M, all layers, tuned (v)", lambda: tuned(linearized)
     yield "L2M, all layers, tuned (v), mean field", lambda: tuned(mean_field)

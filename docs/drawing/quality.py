@@ -21,8 +21,8 @@ SHOWN = (
     "L2M, all layers, tuned (v), mean field",
     "deep ensemble of 5",
     "L2M around each of 5, last layer",
-    "L2M, `fit`",
-    "L2M, `fit` (v)",
+    "L2M, fit",
+    "L2M, fit (v)",
 )
 MODE, SCALED, LAST = SHOWN[0], SHOWN[1], SHOWN[8]
 PEER, KRONECKER, DROPOUT = SHOWN[5], SHOWN[4], SHOWN[2]
