@@ -166,8 +166,8 @@ def recorded(name: str) -> report.Table:
 
 def joined(name: str, made: report.Table) -> report.Table:
     """The rows that were made, behind what is recorded of earlier seeds."""
-    earlier = recorded(name)
-    return {row: [*earlier.get(row, [])[:FIRST], *found] for row, found in made.items()}
+    earlier = {row: found[:FIRST] for row, found in recorded(name).items() if FIRST}
+    return earlier | {row: [*earlier.get(row, []), *found] for row, found in made.items()}
 
 
 def record(name: str, made: report.Table) -> None:
