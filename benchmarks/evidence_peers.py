@@ -89,7 +89,7 @@ def from_torch(model: torch.nn.Sequential, names: list[str]) -> dict[str, Any]:
 
 
 def marglik_training(task: Task, seed: int) -> dict[str, Found]:
-    """By laplace-torch: 20 to 340 times as long as a training without a decay."""
+    """By laplace-torch: 20 to 290 times as long as a training without a decay."""
     data = task.data(seed)
     initial = task.initial(seed, data)
     kernels = [initial[name]["kernel"] for name in sorted(initial)]
