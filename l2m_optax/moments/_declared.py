@@ -58,9 +58,7 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
     Without types, as in some checkpoints, a state declares nothing. A state that has its types is
     returned as it is, and so is one that `tx` did not make, or whose `tx` is not known.
     """
-    if tx is None or any(
-        declares_moment(node) for node in jax.tree.leaves(opt_state, is_leaf=declares_moment)
-    ):
+    if tx is None or any(map(_has_type, jax.tree.leaves(opt_state, is_leaf=_has_type))):
         return opt_state
     try:
         made = _shapes_of_state(tx, params)
@@ -68,6 +66,11 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, _: arrays[words(path)], made)
     except Exception:  # whatever tx raises, or an array that is not there
         return opt_state
+
+
+def _has_type(node: Any) -> bool:
+    """Whether a node is more than the lists, tuples and dictionaries that are left without types."""
+    return hasattr(node, "_fields") or declares_moment(node)
 
 
 def _declared(tx: Any, params: PyTree) -> tuple[list[str], frozenset[str]]:

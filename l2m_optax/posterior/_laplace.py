@@ -145,13 +145,10 @@ def laplace(
         prior_mean = _check_prior_mean(prior_mean, params)
     check_positive("prior_precision", prior_precision, "a prior must have a finite width")
     remedy = "pass 1 for the posterior itself, 0 for the mode"
-    check_not_negative("temperature", temperature, remedy)
-    check_one_number("temperature", temperature, remedy)
+    temperature = _not_negative("temperature", temperature, remedy)
     if training_loss is not None:
         remedy = "pass the mean negative log-likelihood, in nats, or leave it out"
-        check_not_negative("training_loss", training_loss, remedy)
-        check_one_number("training_loss", training_loss, remedy)
-        training_loss = or_nan(_scalar(training_loss), is_not_negative)
+        training_loss = _not_negative("training_loss", training_loss, remedy)
     _check_prior_precision(prior_precision, params, moment.basis)
     return Posterior(
         mean=params,
@@ -159,11 +156,18 @@ def laplace(
         data_scale=_of_the_training(scale, declared.data_scale),
         prior_precision=jax.tree.map(lambda x: or_nan(_scalar(x), is_positive), prior_precision),
         prior_mean=prior_mean,
-        temperature=or_nan(_scalar(temperature), is_not_negative),
+        temperature=temperature,
         noise_variance=_scalar(1.0 if declared.noise_variance is None else declared.noise_variance),
         num_data=_scalar(int(num_data)),
         training_loss=training_loss,
     )
+
+
+def _not_negative(name: str, value: ArrayLike, remedy: str) -> jax.Array:
+    """One number of at least 0; NaN for another that is traced."""
+    check_not_negative(name, value, remedy)
+    check_one_number(name, value, remedy)
+    return or_nan(_scalar(value), is_not_negative)
 
 
 def _default_precision(declared: Prior, params: PyTree, nu: PyTree) -> PyTree:
