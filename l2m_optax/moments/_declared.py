@@ -69,7 +69,7 @@ def with_types(opt_state: PyTree, tx: Any, params: PyTree) -> PyTree:
 
 
 def _has_type(node: Any) -> bool:
-    """Whether a node is more than the lists, tuples and dictionaries that are left without types."""
+    """Whether a node is more than a list, a tuple or a dictionary, which are left without types."""
     return hasattr(node, "_fields") or declares_moment(node)
 
 
